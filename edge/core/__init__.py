@@ -1,0 +1,1 @@
+"""Types that every part of edge speaks: NumPy and msgspec only, never torch."""

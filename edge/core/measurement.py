@@ -1,0 +1,106 @@
+"""What was measured, with the raw samples. Statistics are computed when they are shown."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from edge.core.files import SCHEMA
+from edge.core.session import OperatorTime
+
+EnergySource = Literal["external_meter", "hardware_counter", "gauge", "model", "not_available"]
+
+
+class Energy(msgspec.Struct, frozen=True):
+    """Joules with where they come from. `energy_uj` is None where `source` is `not_available`, and `reason` says why."""
+
+    source: EnergySource
+    reason: str = ""
+    energy_uj: int | None = None
+    idle_uw: int | None = None
+    tokens: int = 0
+
+
+class MemorySample(msgspec.Struct, frozen=True, array_like=True):
+    """Resident bytes of the process `time_ns` after the run began."""
+
+    time_ns: int
+    resident_bytes: int
+
+
+class Phase(msgspec.Struct, frozen=True, array_like=True):
+    """A named stretch of the run, for the memory timeline."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+
+
+class Repetition(msgspec.Struct, frozen=True):
+    """One measured conversation: a prefill of `prompt_tokens`, then `decode_ns` for each further token."""
+
+    prompt_tokens: int
+    prefill_ns: int
+    decode_ns: list[int]
+    cpu_ns: int
+    frequency_khz: list[int]
+
+
+class Protocol(msgspec.Struct, frozen=True):
+    """How it was measured."""
+
+    prompt_tokens: int
+    generated_tokens: int
+    warm_ups: int
+    repetitions: int
+    threads: int
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """One profile of one bundle on one device."""
+
+    schema: int = SCHEMA
+    bundle: str
+    bundle_sha256: str
+    name: str
+    kernels: str
+    runtime: str
+    recipe: str
+    stored_bytes: int
+    bits_per_weight: float
+    device: dict[str, Any]
+    protocol: Protocol
+    load_ns: int
+    repetitions: list[Repetition]
+    operators: list[OperatorTime]
+    peak_bytes: int
+    memory: list[MemorySample]
+    phases: list[Phase]
+    energy: Energy
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """Quality of a model or an artefact on a text, and what it lost against the original where that was given.
+
+    perplexity is per token over windows of `context_length`; word_perplexity is per whitespace-separated word.
+    """
+
+    schema: int = SCHEMA
+    subject: str
+    kind: Literal["torch", "artefact"]
+    name: str
+    recipe: str
+    text: str
+    text_sha256: str
+    context_length: int
+    tokens: int
+    perplexity: float
+    word_perplexity: float
+    bits_per_byte: float
+    original: str | None = None
+    perplexity_original: float | None = None
+    kl_divergence: float | None = None
+    top1_agreement: float | None = None
+    stored_bytes: int
+    bits_per_weight: float
