@@ -94,7 +94,7 @@ def seal(folder: Path, manifest: Manifest) -> None:
 
 
 def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
-    """Open a bundle and check every file's digest. Raises `EdgeError` for a file that is missing, changed or foreign."""
+    """Open a bundle and check every file's digest. Raises `EdgeError` for a missing, changed or foreign file."""
     if not (path / MANIFEST).is_file():
         hint = "`edge export` writes bundles; a compressed model is not one yet"
         raise EdgeError("bundle.missing", f"{path} is not a bundle: it has no {MANIFEST}", hint)

@@ -13,7 +13,7 @@ EnergySource = Literal["external_meter", "hardware_counter", "gauge", "model", "
 
 
 class Energy(msgspec.Struct, frozen=True):
-    """Joules with where they come from. `energy_uj` is None where `source` is `not_available`, and `reason` says why."""
+    """Joules with where they come from. With `not_available`, `reason` says why."""
 
     source: EnergySource
     reason: str = ""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -131,10 +130,3 @@ def generate(
         yield token
         if produced < room:
             logits = session.decode(token)
-
-
-def tokenizer_of(folder: Path) -> Any:
-    """The Hugging Face tokenizer beside a model or inside a bundle."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder)

@@ -1,0 +1,233 @@
+"""The whole job in Python: what the command line calls, and what a script calls as `edge.compress(...)` and so on."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edge.core.bundle import Bundle, Gates, Manifest, open_bundle, seal
+from edge.core.console import info
+from edge.core.errors import DeviceUnavailable, UsageError, nearest
+from edge.core.files import atomic_folder
+from edge.core.measurement import Evaluation, Measurement
+from edge.core.plugins import RUNTIMES, TARGETS
+from edge.core.recipe import Recipe
+from edge.core.session import Sampling, Session, SessionOptions, generate
+from edge.core.target import Kernels
+
+if TYPE_CHECKING:
+    from edge.models.checkpoint import Checkpoint
+
+DEFAULT_CONTEXT = 2048
+SAMPLE_TEXT = (
+    "The harbour lay quiet in the early light. A ferry had just left the pier, and three men were mending nets beside "
+    "the old crane. 'It will rain before noon,' said one of them, looking at the hills; nobody answered him."
+)
+
+
+def compress(
+    source: str | Path,
+    recipe: str | Recipe,
+    output: str | Path,
+    *,
+    calibration_text: str | Path | None = None,
+    force: bool = False,
+) -> Path:
+    """Compress a checkpoint (folder, hub id or GGUF) with a recipe (preset, TOML file or `Recipe`) into a folder."""
+    from edge.compress.run import compress as run
+
+    text = Path(calibration_text) if calibration_text is not None else None
+    return run(source, recipe, Path(output), calibration_text=text, force=force)
+
+
+def export(
+    source: str | Path,
+    output: str | Path,
+    *,
+    target: str = "cpu",
+    runtime: str = "onnx",
+    kernels: Kernels = "edge",
+    context_length: int | None = None,
+    force: bool = False,
+) -> Bundle:
+    """Export a checkpoint or a compressed folder as a bundle, and hold it against PyTorch before it takes its name.
+
+    context_length: tokens that the caches hold; by default the model's own, at most 2048. Raises `GateFailed` when the
+    exported artefact doesn't compute what PyTorch computes.
+    """
+    from edge.models.checkpoint import open_checkpoint
+
+    platform = TARGETS.load(target)
+    exporter = _exporter(runtime, platform.TARGET.name, platform.TARGET.runtimes)
+    output = Path(output)
+    with atomic_folder(output, force=force) as folder:
+        checkpoint = open_checkpoint(source)
+        context = _context_length(checkpoint, context_length)
+        info(f"Writing {checkpoint.spec.model_type} for {target}, {runtime}, {kernels} kernels, context {context}")
+        manifest = exporter.write(checkpoint, folder, kernels=kernels, context_length=context)
+        notes = [*manifest.notes, *platform.finish(folder, kernels)]
+        manifest = msgspec.structs.replace(manifest, target=target, notes=notes)
+        gates = _gates(checkpoint, folder, manifest, exporter)
+        seal(folder, msgspec.structs.replace(manifest, gates=gates))
+    return open_bundle(output, verify=False)
+
+
+def _exporter(runtime: str, target: str, served: Sequence[str]) -> Any:
+    if runtime not in served:
+        raise UsageError("export.runtime", f"target '{target}' has no runtime '{runtime}'", nearest(runtime, served))
+    return importlib.import_module(f"edge.exporters.{runtime}.export")
+
+
+def _context_length(checkpoint: Checkpoint, asked: int | None) -> int:
+    longest = checkpoint.spec.context_length
+    if asked is None:
+        return min(longest, DEFAULT_CONTEXT)
+    if not 2 <= asked <= longest:
+        raise UsageError("export.context", f"a context of {asked} tokens is not possible", f"use 2 to {longest}")
+    return asked
+
+
+def _gates(checkpoint: Checkpoint, folder: Path, manifest: Manifest, exporter: Any) -> Gates:
+    """Run the artefact beside the PyTorch model on the sample inputs; time its operators against their fp32 twins."""
+    from edge.evaluate.gates import parity
+    from edge.runtimes.torch import open_folder
+
+    info("Holding the exported model against PyTorch")
+    tokens = _sample_tokens(checkpoint, folder, manifest.context_length)
+    reference = open_folder(checkpoint, manifest.context_length)
+    exporter.write_samples(folder, tokens, reference.prefill(tokens))
+    seal(folder, manifest)
+    session = RUNTIMES.load(manifest.runtime).open(open_bundle(folder, verify=False), SessionOptions())
+    try:
+        figures = parity(reference, session, tokens, encodings=manifest.encodings, kernels=manifest.kernels)
+    finally:
+        session.close()
+        reference.close()
+    slow = exporter.slow_nodes(folder, manifest)
+    for row in slow:
+        info(f"slower than its fp32 twin: {row}")
+    equal = exporter.codes_equal(checkpoint, folder, manifest)
+    return Gates(
+        kl_divergence_mean=figures.kl_divergence_mean,
+        kl_divergence_limit=figures.kl_divergence_limit,
+        top1_agreement=figures.top1_agreement,
+        max_abs_logit_error=figures.max_abs_logit_error,
+        codes_equal=equal,
+        slow_nodes=slow,
+    )
+
+
+def _sample_tokens(checkpoint: Checkpoint, folder: Path, context_length: int) -> list[int]:
+    """Tokens of a fixed text where there is a tokenizer, else a fixed pattern over the vocabulary."""
+    from edge.models.tokenizer import tokenizer_of
+
+    if (folder / "tokenizer_config.json").is_file():
+        tokens = list(tokenizer_of(folder).encode(SAMPLE_TEXT))
+    else:
+        tokens = [(17 + 7919 * i) % checkpoint.spec.vocab_size for i in range(48)]
+    return tokens[: max(1, context_length - 8)]
+
+
+@dataclass
+class LanguageModel:
+    """A bundle, opened and ready to answer."""
+
+    bundle: Bundle
+    session: Session
+    tokenizer: Any
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        system: str | None = None,
+        chat: bool = True,
+        max_tokens: int = 256,
+        sampling: Sampling | None = None,
+    ) -> Iterator[str]:
+        """Yield the answer piece by piece. `chat` puts the prompt through the model's chat template, if it has one."""
+        from edge.models.tokenizer import prompt_tokens, stream_text
+
+        tokens = prompt_tokens(self.tokenizer, prompt, system=system, chat=chat)
+        stop = self.bundle.manifest.eos_token_ids
+        return stream_text(
+            self.tokenizer, generate(self.session, tokens, max_tokens=max_tokens, stop=stop, sampling=sampling)
+        )
+
+    def close(self) -> None:
+        self.session.close()
+
+
+def load(path: str | Path, *, threads: int = 0) -> LanguageModel:
+    """Open a bundle for use. Every file's hash is checked first."""
+    from edge.models.tokenizer import tokenizer_of
+
+    bundle = open_bundle(Path(path))
+    session = RUNTIMES.load(bundle.manifest.runtime).open(bundle, SessionOptions(threads=threads))
+    return LanguageModel(bundle, session, tokenizer_of(bundle.path))
+
+
+def evaluate(
+    path: str | Path,
+    text: str | Path,
+    *,
+    against: str | Path | None = None,
+    context_length: int = 1024,
+    max_bytes: int | None = None,
+    threads: int = 0,
+) -> Evaluation:
+    """Quality of a bundle (in its runtime) or of a checkpoint (in PyTorch) on a text file.
+
+    against: the original checkpoint, for KL divergence and top-1 agreement. max_bytes: use the text's beginning only.
+    """
+    from edge.evaluate.subject import evaluate_path
+
+    return evaluate_path(
+        Path(path) if Path(path).exists() else path,
+        Path(text),
+        against=against,
+        context_length=context_length,
+        max_bytes=max_bytes,
+        threads=threads,
+    )
+
+
+def profile(
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    prompt_tokens: int = 128,
+    generated_tokens: int = 64,
+    repetitions: int = 5,
+    threads: int = 0,
+) -> Measurement:
+    """Measure a bundle on a device: latency, memory, operators, energy, with the raw samples."""
+    from edge.profiles.protocol import profile as run
+
+    if device != "cpu":
+        hint = "this version measures on `cpu`, the machine it runs on"
+        raise DeviceUnavailable("device.unknown", f"no device '{device}'", hint)
+    return run(
+        open_bundle(Path(path)),
+        prompt_tokens=prompt_tokens,
+        generated_tokens=generated_tokens,
+        repetitions=repetitions,
+        threads=threads,
+    )
+
+
+def report(results: Sequence[str | Path], output: str | Path, *, title: str = "edge report") -> Path:
+    """One self-contained HTML file, and a Markdown card beside it, from result files of `evaluate` and `profile`."""
+    from edge.report import card, html
+    from edge.report.results import load_results
+
+    loaded = load_results([Path(p) for p in results])
+    output = Path(output)
+    html.write(loaded.evaluations, loaded.measurements, output, title=title)
+    card.write(loaded.evaluations, loaded.measurements, output.with_suffix(".md"), title=title)
+    return output
