@@ -1,0 +1,100 @@
+"""edge doctor"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from edge.cli._output import Json, print_json, print_table
+
+
+@dataclass(frozen=True)
+class Check:
+    """state: `ok`, `missing` (something won't work) or `optional` (something extra won't)."""
+
+    name: str
+    state: str
+    found: str
+    todo: str = ""
+
+
+def command(json: Json = False) -> None:
+    """Say what is installed, what is missing, and what to do about it. Exits with 1 when something needed is missing."""
+    checks = list(_checks())
+    if json:
+        print_json(checks)
+    else:
+        marks = {"ok": "ok", "missing": "MISSING", "optional": "absent"}
+        print_table(("what", "state", "found", "what to do"), [(c.name, marks[c.state], c.found, c.todo) for c in checks])
+    if any(check.state == "missing" for check in checks):
+        sys.exit(1)
+
+
+def _checks() -> Iterator[Check]:
+    yield Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield from _packages()
+    yield from _kernels()
+    yield _android()
+    yield _energy()
+    yield _disk()
+
+
+def _packages() -> Iterator[Check]:
+    """Every requirement of the installed distribution, against what is there."""
+    from packaging.requirements import Requirement
+
+    for line in requires("edge-deploy") or []:
+        need = Requirement(line)
+        if need.marker and not need.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(need.name)
+        except PackageNotFoundError:
+            yield Check(need.name, "missing", "not installed", f'pip install "{need.name}{need.specifier}"')
+            continue
+        fits = need.specifier.contains(found, prereleases=True)
+        todo = "" if fits else f'pip install "{need.name}{need.specifier}"'
+        yield Check(need.name, "ok" if fits else "missing", found, todo)
+
+
+def _kernels() -> Iterator[Check]:
+    from edge.core.errors import EdgeError
+    from edge.kernels import lib
+
+    try:
+        isas = lib.isas()
+        found = f"version {lib.version()}, runs {', '.join(isas)}"
+        yield Check("kernels", "ok", f"{found}; for ONNX Runtime from {lib.oldest_onnxruntime()} up")
+    except EdgeError as error:
+        yield Check("kernels", "missing", error.message, error.hint)
+
+
+def _android() -> Check:
+    from edge.core.errors import EdgeError
+    from edge.kernels import cross
+
+    try:
+        return Check("arm64 compiler", "ok", cross.find_compiler("android-arm64").describe())
+    except EdgeError as error:
+        return Check("arm64 compiler", "optional", error.message, error.hint)
+
+
+def _energy() -> Check:
+    from edge.runtimes.probes import power
+
+    reason = power.why_not_available()
+    return Check("energy counter", "optional" if reason else "ok", reason or "RAPL")
+
+
+def _disk() -> Check:
+    from edge.models.samples import cache_folder
+
+    folder = cache_folder()
+    parent = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(parent).free
+    todo = "" if free > 2e9 else "make room: the demo needs about 2 GB"
+    return Check("free disk", "ok" if not todo else "missing", f"{free / 1e9:.1f} GB at {parent}", todo)

@@ -1,0 +1,38 @@
+"""edge evaluate"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge.cli._output import Json, Threads, print_json, size
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="A bundle (runs in its runtime) or a checkpoint (runs in PyTorch).")],
+    text: Annotated[Path, typer.Option("--text", "-t", help="UTF-8 text to score.")],
+    against: Annotated[str | None, typer.Option(help="The original, for KL divergence and agreement.")] = None,
+    context: Annotated[int, typer.Option(help="Tokens per window.", min=2)] = 1024,
+    max_bytes: Annotated[int | None, typer.Option(help="Score the beginning of the text only.", min=1)] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the result for `edge report`.")] = None,
+    threads: Threads = 0,
+    json: Json = False,
+) -> None:
+    """Say what a model lost: perplexity, bits per byte, divergence from the original, size."""
+    from edge import api
+    from edge.core.files import write_json
+
+    result = api.evaluate(
+        model, text, against=against, context_length=context, max_bytes=max_bytes, threads=threads
+    )
+    if output:
+        write_json(output, result)
+    if json:
+        print_json(result)
+        return
+    print(f"perplexity        {result.perplexity:.3f} per token (context {result.context_length}, {result.tokens} tokens)")
+    print(f"                  {result.word_perplexity:.3f} per word, {result.bits_per_byte:.4f} bits per byte")
+    if result.perplexity_original is not None:
+        print(f"original          {result.perplexity_original:.3f} per token")
+        print(f"KL divergence     {result.kl_divergence:.5f} nats, top-1 agreement {100 * result.top1_agreement:.1f} %")
+    print(f"size              {size(result.stored_bytes)}, {result.bits_per_weight:.2f} bits per weight")

@@ -1,0 +1,54 @@
+"""edge profile"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge.cli._output import Json, Threads, print_json, print_table, size
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(help="A bundle from `edge export`.")],
+    device: Annotated[str, typer.Option(help="Where to run: `edge devices`.")] = "cpu",
+    prompt_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    generated_tokens: Annotated[int, typer.Option(min=2)] = 64,
+    repetitions: Annotated[int, typer.Option(help="Measured runs, after 3 warm-ups.", min=5)] = 5,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the result for `edge report`.")] = None,
+    threads: Threads = 0,
+    json: Json = False,
+) -> None:
+    """Measure latency, memory, operators and energy; raw samples are kept."""
+    from edge import api
+    from edge.core.files import write_json
+    from edge.profiles import statistics
+    from edge.profiles.operators import by_operator
+
+    result = api.profile(
+        bundle,
+        device=device,
+        prompt_tokens=prompt_tokens,
+        generated_tokens=generated_tokens,
+        repetitions=repetitions,
+        threads=threads,
+    )
+    if output:
+        write_json(output, result)
+    if json:
+        print_json(result)
+        return
+    rows = [
+        ("time to first token", _spread(statistics.ttft_ms(result), "ms")),
+        ("prefill", _spread(statistics.prefill_tokens_per_s(result), "tokens/s")),
+        ("decode", _spread(statistics.decode_tokens_per_s(result), "tokens/s")),
+        ("load", f"{result.load_ns / 1e6:.0f} ms"),
+        ("peak memory", size(result.peak_bytes)),
+        ("energy", result.energy.reason if result.energy.energy_uj is None else f"{result.energy.energy_uj / 1e6:.2f} J"),
+    ]
+    print_table(("what", "median (p10 to p90, CV)"), rows)
+    operators = by_operator(result.operators)
+    print_table(("operator", "share of decode"), [(row.name, f"{100 * row.share:.1f} %") for row in operators[:8]])
+
+
+def _spread(summary, unit: str) -> str:
+    return f"{summary.median:.1f} {unit} ({summary.p10:.1f} to {summary.p90:.1f}, {100 * summary.cv:.1f} %)"

