@@ -29,7 +29,9 @@ def command(json: Json = False) -> None:
         print_json(checks)
     else:
         marks = {"ok": "ok", "missing": "MISSING", "optional": "absent"}
-        print_table(("what", "state", "found", "what to do"), [(c.name, marks[c.state], c.found, c.todo) for c in checks])
+        print_table(
+            ("what", "state", "found", "what to do"), [(c.name, marks[c.state], c.found, c.todo) for c in checks]
+        )
     if any(check.state == "missing" for check in checks):
         sys.exit(1)
 

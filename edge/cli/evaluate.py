@@ -22,15 +22,15 @@ def command(
     from edge import api
     from edge.core.files import write_json
 
-    result = api.evaluate(
-        model, text, against=against, context_length=context, max_bytes=max_bytes, threads=threads
-    )
+    result = api.evaluate(model, text, against=against, context_length=context, max_bytes=max_bytes, threads=threads)
     if output:
         write_json(output, result)
     if json:
         print_json(result)
         return
-    print(f"perplexity        {result.perplexity:.3f} per token (context {result.context_length}, {result.tokens} tokens)")
+    print(
+        f"perplexity        {result.perplexity:.3f} per token (context {result.context_length}, {result.tokens} tokens)"
+    )
     print(f"                  {result.word_perplexity:.3f} per word, {result.bits_per_byte:.4f} bits per byte")
     if result.perplexity_original is not None:
         print(f"original          {result.perplexity_original:.3f} per token")

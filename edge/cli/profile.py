@@ -43,7 +43,10 @@ def command(
         ("decode", _spread(statistics.decode_tokens_per_s(result), "tokens/s")),
         ("load", f"{result.load_ns / 1e6:.0f} ms"),
         ("peak memory", size(result.peak_bytes)),
-        ("energy", result.energy.reason if result.energy.energy_uj is None else f"{result.energy.energy_uj / 1e6:.2f} J"),
+        (
+            "energy",
+            result.energy.reason if result.energy.energy_uj is None else f"{result.energy.energy_uj / 1e6:.2f} J",
+        ),
     ]
     print_table(("what", "median (p10 to p90, CV)"), rows)
     operators = by_operator(result.operators)

@@ -26,4 +26,6 @@ def command(
         print_json(recipes)
         return
     steps = [" + ".join(dict.fromkeys(step.method for step in recipe.steps)) for recipe in recipes]
-    print_table(("recipe", "methods", "what it does"), [(r.name, s, r.description) for r, s in zip(recipes, steps, strict=True)])
+    print_table(
+        ("recipe", "methods", "what it does"), [(r.name, s, r.description) for r, s in zip(recipes, steps, strict=True)]
+    )
