@@ -23,7 +23,7 @@ class Check:
 
 
 def command(json: Json = False) -> None:
-    """Say what is installed, what is missing, and what to do about it. Exits with 1 when something needed is missing."""
+    """Say what is installed, what is missing, and what to do about it. Exits with 1 when something needed is."""
     checks = list(_checks())
     if json:
         print_json(checks)
