@@ -12,7 +12,7 @@ import msgspec
 
 from edge.core.bundle import Bundle, Gates, Manifest, open_bundle, seal
 from edge.core.console import info
-from edge.core.errors import DeviceUnavailable, UsageError, nearest
+from edge.core.errors import DeviceUnavailable, GateFailed, UsageError, nearest
 from edge.core.files import atomic_folder
 from edge.core.measurement import Evaluation, Measurement
 from edge.core.plugins import RUNTIMES, TARGETS
@@ -94,7 +94,7 @@ def _context_length(checkpoint: Checkpoint, asked: int | None) -> int:
 
 def _gates(checkpoint: Checkpoint, folder: Path, manifest: Manifest, exporter: Any) -> Gates:
     """Run the artefact beside the PyTorch model on the sample inputs; time its operators against their fp32 twins."""
-    from edge.evaluate.gates import parity
+    from edge.evaluate.gates import check, kl_limit, parity
     from edge.runtimes.torch import open_folder
 
     info("Holding the exported model against PyTorch")
@@ -104,22 +104,20 @@ def _gates(checkpoint: Checkpoint, folder: Path, manifest: Manifest, exporter: A
     seal(folder, manifest)
     session = RUNTIMES.load(manifest.runtime).open(open_bundle(folder, verify=False), SessionOptions())
     try:
-        figures = parity(reference, session, tokens, encodings=manifest.encodings, kernels=manifest.kernels)
+        limit = kl_limit(manifest.encodings.values(), manifest.kernels)
+        result = parity(reference, session, tokens, limit)
     finally:
         session.close()
         reference.close()
+    check(result, manifest.name)
+    equal = exporter.codes_equal(checkpoint, folder, manifest)
+    if not equal:
+        hint = "don't deploy it; report the model"
+        raise GateFailed("gate.codes", "the exported weights are not the compressed model's", hint)
     slow = exporter.slow_nodes(folder, manifest)
     for row in slow:
         info(f"slower than its fp32 twin: {row}")
-    equal = exporter.codes_equal(checkpoint, folder, manifest)
-    return Gates(
-        kl_divergence_mean=figures.kl_divergence_mean,
-        kl_divergence_limit=figures.kl_divergence_limit,
-        top1_agreement=figures.top1_agreement,
-        max_abs_logit_error=figures.max_abs_logit_error,
-        codes_equal=equal,
-        slow_nodes=slow,
-    )
+    return result.gates(equal, slow)
 
 
 def _sample_tokens(checkpoint: Checkpoint, folder: Path, context_length: int) -> list[int]:
@@ -177,7 +175,7 @@ def evaluate(
     text: str | Path,
     *,
     against: str | Path | None = None,
-    context_length: int = 1024,
+    context_length: int | None = None,
     max_bytes: int | None = None,
     threads: int = 0,
 ) -> Evaluation:
@@ -188,7 +186,7 @@ def evaluate(
     from edge.evaluate.subject import evaluate_path
 
     return evaluate_path(
-        Path(path) if Path(path).exists() else path,
+        path,
         Path(text),
         against=against,
         context_length=context_length,

@@ -1,4 +1,4 @@
-"""The main job from start to end. Each step leaves its result in a folder named by its inputs, and a second run reuses it."""
+"""The main job from start to end. Each step leaves its result in a folder named by its inputs; later runs reuse it."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ def _inputs(model: str | None, output: Path) -> _Inputs:
         return _Inputs(name, model, calibration, text)
     source = output / "SmolLM2-135M-Instruct"
     if not source.exists():
-        info(
-            "Taking the sample off the 4-bit grid that its file left it on, function unchanged: 4 bits would cost it nothing"
-        )
+        info("The sample comes on a 4-bit grid, where 4 bits cost nothing: taking it off, its function unchanged")
         take_off_grid(open_checkpoint(samples.fetch(samples.SMOLLM2)), source)
     return _Inputs("SmolLM2-135M-Instruct", source, calibration, text)
 

@@ -12,7 +12,7 @@ def command(
     model: Annotated[str, typer.Argument(help="A bundle (runs in its runtime) or a checkpoint (runs in PyTorch).")],
     text: Annotated[Path, typer.Option("--text", "-t", help="UTF-8 text to score.")],
     against: Annotated[str | None, typer.Option(help="The original, for KL divergence and agreement.")] = None,
-    context: Annotated[int, typer.Option(help="Tokens per window.", min=2)] = 1024,
+    context: Annotated[int | None, typer.Option(help="Tokens per window; 1024 or what the model holds.", min=2)] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Score the beginning of the text only.", min=1)] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the result for `edge report`.")] = None,
     threads: Threads = 0,
