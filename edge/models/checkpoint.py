@@ -1,0 +1,274 @@
+"""A checkpoint, wherever it comes from: tensors under Hugging Face's names, one at a time, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edge.core import files
+from edge.core.errors import EdgeError
+from edge.core.weight import Affine, CompressedTensor, Dense, unpack_bits
+from edge.models import folder as hf_folder
+from edge.models import hub
+from edge.models.describe import describe, tensor_shapes
+from edge.models.spec import DecoderSpec, Linear
+from edge.models.store import TensorStore, damaged
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+# Buffers that old checkpoints carry along; the model computes them itself.
+IGNORED = re.compile(r".*(rotary_emb\.inv_freq|\.attn\.(masked_)?bias)")
+DTYPE_NAMES: dict[torch.dtype, Literal["float32", "float16", "bfloat16"]] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
+
+
+class Checkpoint:
+    """An opened model. `spec` says what it is; tensors are read when asked for, under the names of `names()`.
+
+    activations: what compressed matmuls see at run time. recipe: what compressed it (None for an original).
+    Every reader raises `EdgeError` for weights that are not finite.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        config: PretrainedConfig,
+        store: TensorStore,
+        write_tokenizer: Callable[[Path], None],
+        generation: Mapping[str, Any],
+        settings: CompressionSettings | None = None,
+    ) -> None:
+        self.source = source
+        self.config = config
+        self.spec: DecoderSpec = describe(config)
+        self.recipe: dict[str, Any] | None = settings.recipe if settings else None
+        self.activations: Literal["a8", "f32"] = settings.activations if settings else "f32"
+        self.encodings: Mapping[str, Affine] = settings.encodings if settings else {}
+        self._store = store
+        self._write_tokenizer = write_tokenizer
+        self._generation = generation
+        self._shapes = tensor_shapes(self.spec)
+        self._stored_names = _match(store.shapes(), self._shapes, self.encodings, self.spec)
+        self._transposed = {m.weight for layer in self.spec.layers for g in layer.linears() for m in g if m.transposed}
+
+    @property
+    def compressed(self) -> bool:
+        return bool(self.encodings)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of the weights: the digest of their file, or of the digests of several."""
+        digests = [files.sha256(path) for path in sorted(self._store.files)]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, tied ones once."""
+        return sum(math.prod(shape) for shape in self._shapes.values())
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the weights take on disk."""
+        return sum(self._store.stored_bytes(name) for parts in self._stored_names.values() for name in parts)
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """Tokens that end a text."""
+        eos = self._special_token("eos_token_id")
+        return eos if isinstance(eos, list) else [] if eos is None else [eos]
+
+    @property
+    def bos_token_id(self) -> int | None:
+        bos = self._special_token("bos_token_id")
+        return bos if isinstance(bos, int) else None
+
+    def names(self) -> list[str]:
+        """Hugging Face's name of every tensor, in the order of the data; a compressed matrix appears once."""
+        return list(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor as Hugging Face stores it."""
+        return self._shapes[name]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor as Hugging Face stores it, in its stored type; float32 for a compressed one.
+
+        It may share memory with the mapped file until `release`: convert or clone what you keep.
+        """
+        if name in self.encodings:
+            dense = torch.from_numpy(self.matrix(name).dequantize())
+            return dense.T.contiguous() if name in self._transposed else dense
+        (stored,) = self._stored_names[name]
+        tensor = self._store.read(stored)
+        if not tensor.is_floating_point():
+            raise EdgeError("checkpoint.dtype", f"{self.source}: '{name}' holds {tensor.dtype}", "give plain weights")
+        _check_finite(self.source, name, tensor)
+        return tensor
+
+    def matrix(self, linear: Linear | str) -> CompressedTensor:
+        """A matrix [out_features, in_features] (or [vocabulary, hidden]) in its encoding; `Dense` if not compressed.
+
+        Turned where the checkpoint stores it as [in_features, out_features]. `linear` may be a tensor's name.
+        """
+        name = linear if isinstance(linear, str) else linear.weight
+        transposed = name in self._transposed
+        if name in self.encodings:
+            return self._affine(name, transposed)
+        tensor = self.tensor(name)
+        tensor = (tensor.T if transposed else tensor).contiguous()
+        if tensor.dtype not in DTYPE_NAMES:
+            tensor = tensor.float()
+        values = tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+        rows, columns = values.shape
+        return CompressedTensor(name, (rows, columns), Dense(DTYPE_NAMES[tensor.dtype]), {"values": values})
+
+    def vector(self, name: str) -> NDArray[np.float32]:
+        """A norm's weight, a bias or a table, as float32 of its own."""
+        return self.tensor(name).float().clone().numpy()
+
+    def release(self) -> None:
+        """Give the memory of the mapped files back. Tensors that share it stay valid and are read again."""
+        self._store.release()
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write tokenizer, chat template and generation configuration into `folder`."""
+        self._write_tokenizer(folder)
+
+    def _affine(self, name: str, transposed: bool) -> CompressedTensor:
+        encoding, shape = self.encodings[name], self._shapes[name]
+        rows, columns = shape[::-1] if transposed else shape
+        read = {stored.rpartition(".")[2]: self._store.read(stored).numpy() for stored in self._stored_names[name]}
+        parts = {"codes": unpack_bits(read["codes"], encoding.bits, columns), "scales": read["scales"]}
+        _check_finite(self.source, name, torch.from_numpy(read["scales"]))
+        if encoding.grid == "zero_point":
+            parts["zero_points"] = unpack_bits(read["zero_points"], encoding.bits, encoding.groups(columns))
+        return CompressedTensor(name, (rows, columns), encoding, parts)
+
+    def _special_token(self, field: str) -> Any:
+        value = self._generation.get(field)  # what `generate` would obey comes first
+        return getattr(self.config, field, None) if value is None else value
+
+
+class CompressionSettings(msgspec.Struct, frozen=True):
+    """What config.json of a compressed folder says: the `quantization_config` and the `edge` section."""
+
+    encodings: dict[str, Affine]
+    activations: Literal["a8", "f32"]
+    recipe: dict[str, Any] | None = None
+    schema: int = files.SCHEMA
+
+
+def open_checkpoint(source: str | Path) -> Checkpoint:
+    """Open a Hugging Face folder, a folder that edge compressed, a GGUF file, or a hub id (downloaded if need be)."""
+    path = Path(source)
+    if path.is_dir():
+        return _open_folder(path, str(source))
+    if path.is_file():
+        return _open_file(path)
+    if HUB_ID.fullmatch(str(source)) and not str(source).startswith("."):
+        return _open_folder(hub.download(str(source)), str(source))
+    hint = "give a Hugging Face folder, a GGUF file, or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
+    raise EdgeError("checkpoint.missing", f"there is no checkpoint at {source}", hint)
+
+
+def _open_file(path: Path) -> Checkpoint:
+    if path.suffix in {pattern.removeprefix("*") for pattern in hf_folder.PICKLES}:
+        raise hf_folder.refuse_pickle(path)
+    if path.suffix == ".gguf":
+        from edge.models import gguf_file
+
+        opened = gguf_file.open_gguf(path)
+        return Checkpoint(str(path), opened.config, opened.store, opened.write_tokenizer, opened.generation)
+    hint = "give the folder that it lies in" if path.suffix in (".safetensors", ".json") else "give a .gguf file"
+    raise EdgeError("checkpoint.kind", f"{path} is not a checkpoint by itself", hint)
+
+
+def _open_folder(folder: Path, source: str) -> Checkpoint:
+    config = hf_folder.load_config(folder)
+    store = hf_folder.open_weights(folder)
+    settings = _settings(folder, hf_folder.read_config(folder))
+    generation = hf_folder.read_generation(folder)
+    return Checkpoint(source, config, store, partial(hf_folder.copy_tokenizer, folder), generation, settings)
+
+
+def _settings(folder: Path, config: dict[str, Any]) -> CompressionSettings | None:
+    """How edge compressed this folder, None for an original. Another tool's quantization is refused."""
+    section = config.get("quantization_config")
+    if section is None:
+        return None
+    method = section.get("quant_method")
+    if method != "edge":
+        message = f"{folder} is quantized already, by '{method}'"
+        raise EdgeError("checkpoint.quantized", message, "start from the original weights")
+    if section.get("schema", 1) > files.SCHEMA:
+        raise EdgeError("file.newer", f"{folder} was written by a newer edge", "upgrade edge")
+    try:
+        recipe = config.get("edge", {}).get("recipe")
+        return msgspec.convert({**section, "recipe": recipe}, CompressionSettings)
+    except msgspec.ValidationError as error:
+        raise damaged(folder / "config.json", str(error)) from error
+
+
+def _match(
+    stored: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    encodings: Mapping[str, Affine],
+    spec: DecoderSpec,
+) -> dict[str, list[str]]:
+    """For every expected tensor the stored ones that hold it. Raises for a missing, misshapen or foreign one."""
+    prefix = f"{spec.base_path}."  # checkpoints of a bare base model leave it out
+    names: dict[str, list[str]] = {}
+    for name, shape in expected.items():
+        parts = _parts(name, encodings.get(name))
+        if parts[0] not in stored and parts[0].removeprefix(prefix) in stored:
+            parts = [part.removeprefix(prefix) for part in parts]
+        for part in parts:
+            if part not in stored:
+                hint = "the checkpoint is incomplete, or its config.json belongs to another model"
+                raise EdgeError("checkpoint.missing_tensor", f"the tensor '{part}' is missing", hint)
+        if name not in encodings and tuple(stored[parts[0]]) != shape:
+            message = f"the tensor '{name}' has the shape {list(stored[parts[0]])}, config.json says {list(shape)}"
+            raise EdgeError("checkpoint.shape", message, "config.json and the weights belong to different models")
+        names[name] = parts
+    _refuse_foreign(stored, names, spec)
+    return names
+
+
+def _parts(name: str, encoding: Affine | None) -> list[str]:
+    if encoding is None:
+        return [name]
+    stem = name.removesuffix(".weight")
+    zeros = [f"{stem}.zero_points"] if encoding.grid == "zero_point" else []
+    return [f"{stem}.codes", f"{stem}.scales", *zeros]
+
+
+def _refuse_foreign(stored: Mapping[str, tuple[int, ...]], names: dict[str, list[str]], spec: DecoderSpec) -> None:
+    """A tensor that no part of the description asks for means that the description is wrong: never drop it silently."""
+    used = {part for parts in names.values() for part in parts}
+    for name in stored:
+        tied_copy = spec.tied and name == f"{spec.head}.weight"
+        if name not in used and not tied_copy and not IGNORED.fullmatch(name):
+            message = f"the tensor '{name}' has no place in a {spec.model_type} model"
+            raise EdgeError("checkpoint.foreign_tensor", message, "adapters, extra heads and MoE are not supported")
+
+
+def _check_finite(source: str, name: str, tensor: torch.Tensor) -> None:
+    # The sum of magnitudes is finite unless an element isn't; it reads the memory once and makes no mask.
+    if not torch.isfinite(tensor.abs().sum(dtype=torch.float64)):
+        hint = "the checkpoint is broken: download it again, or use another one"
+        raise EdgeError("checkpoint.not_finite", f"{source}: '{name}' holds NaN or infinite values", hint)

@@ -1,0 +1,131 @@
+"""Torch modules that hold a compressed matrix as it lies on disk and compute what kernels compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from edge.core.weight import Affine, CompressedTensor, pack_bits, packed_bytes, unpack_bits
+
+Activations = Literal["a8", "f32"]
+
+
+def quantize_activations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dynamic int8 per token (row): codes [.., K] as whole float32 numbers, and scales [.., 1].
+
+    scale = max|x| / 127 in float32; code = rint(x * (1 / scale)), half to even, within +-127: bit for bit the kernels'.
+    """
+    scale = x.abs().amax(-1, keepdim=True) / torch.tensor(127.0)
+    inverse = torch.where(scale > 0, 1 / scale, 0)
+    return (x * inverse).round().clamp(-127, 127), scale
+
+
+def emulated_linear(x: torch.Tensor, dense: torch.Tensor, activations: Activations) -> torch.Tensor:
+    """x [.., K] by dense [N, K] in float32, with activations as at run time.
+
+    The activations' codes are the kernels' own; the sum runs over dequantized weights in the order of torch's matmul,
+    which differs from the kernels' exact integer sums by about 1e-6 relative.
+    """
+    if activations == "f32":
+        return F.linear(x, dense)
+    codes, scale = quantize_activations(x)
+    return F.linear(codes, dense) * scale
+
+
+class CompressedWeight(nn.Module):
+    """Packed codes, scales and zero points of a matrix [rows, columns] as buffers, named as in the file.
+
+    The dequantized matrix is made at first use and kept while `cache` is true: a reference should be fast.
+    """
+
+    def __init__(self, rows: int, columns: int, encoding: Affine) -> None:
+        super().__init__()
+        self.rows, self.columns, self.encoding, self.cache = rows, columns, encoding, True
+        self._dense: torch.Tensor | None = None
+        groups = encoding.groups(columns)
+        self.register_buffer("codes", torch.empty(rows, packed_bytes(columns, encoding.bits), dtype=torch.uint8))
+        self.register_buffer("scales", torch.empty(rows, groups, dtype=torch.float16))
+        if encoding.grid == "zero_point":
+            width = packed_bytes(groups, encoding.bits)
+            self.register_buffer("zero_points", torch.empty(rows, width, dtype=torch.uint8))
+
+    def load(self, tensor: CompressedTensor) -> Self:
+        """Take over the parts of `tensor`."""
+        bits = self.encoding.bits
+        self.codes = torch.from_numpy(pack_bits(tensor.parts["codes"], bits))
+        self.scales = torch.from_numpy(tensor.parts["scales"].copy())
+        if "zero_points" in tensor.parts:
+            self.zero_points = torch.from_numpy(pack_bits(tensor.parts["zero_points"], bits))
+        return self
+
+    def compressed(self) -> CompressedTensor:
+        """The matrix that this module holds."""
+        bits = self.encoding.bits
+        parts: dict[str, Any] = {"codes": unpack_bits(self.codes.cpu().numpy(), bits, self.columns)}
+        parts["scales"] = self.scales.cpu().numpy()
+        if self.encoding.grid == "zero_point":
+            groups = self.encoding.groups(self.columns)
+            parts["zero_points"] = unpack_bits(self.zero_points.cpu().numpy(), bits, groups)
+        return CompressedTensor("weight", (self.rows, self.columns), self.encoding, parts)
+
+    def dense(self) -> torch.Tensor:
+        """The dequantized matrix, float32 [rows, columns]."""
+        if self._dense is not None:
+            return self._dense
+        dense = torch.from_numpy(self.compressed().dequantize()).to(self.codes.device)
+        if self.cache:
+            self._dense = dense
+        return dense
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Move with the model, but keep float16 scales through `half()`, `to(bfloat16)` and the like."""
+        scales = self.scales
+        super()._apply(fn, recurse)
+        if self.scales.dtype != scales.dtype:
+            self.scales = scales.to(self.scales.device)
+        self._dense = None
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{self.columns} -> {self.rows}, {self.encoding}"
+
+
+class CompressedLinear(CompressedWeight):
+    """y = x W^T + bias in float32; takes the place of `nn.Linear` and of GPT-2's `Conv1D`."""
+
+    def __init__(self, rows: int, columns: int, encoding: Affine, bias: bool, activations: Activations) -> None:
+        super().__init__(rows, columns, encoding)
+        self.activations: Activations = activations
+        self.bias = nn.Parameter(torch.empty(rows), requires_grad=False) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = emulated_linear(x.float(), self.dense(), self.activations)
+        return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
+
+
+class CompressedEmbedding(CompressedWeight):
+    """Rows of a compressed table, times `scale` (Gemma's embedding is scaled)."""
+
+    def __init__(self, rows: int, columns: int, encoding: Affine, scale: float = 1.0) -> None:
+        super().__init__(rows, columns, encoding)
+        self.scale = scale
+        self.dtype = torch.float32
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return (F.embedding(ids, self.dense()) * self.scale).to(self.dtype)
+
+
+class TiedHead(nn.Module):
+    """A head that is the embedding's own table: nothing of its own to store or to load."""
+
+    def __init__(self, embedding: CompressedEmbedding, activations: Activations) -> None:
+        super().__init__()
+        self.activations: Activations = activations
+        self._source = (embedding,)  # in a tuple: not a submodule, whose tensors would be listed twice
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return emulated_linear(x.float(), self._source[0].dense(), self.activations).to(x.dtype)

@@ -1,0 +1,104 @@
+"""Tiny models with random weights, one per architecture family: what tests of all folders run on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 160,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0 + 0.1 * i for i in range(8)],
+    "long_factor": [2.0 + 0.5 * i for i in range(8)],
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+# Family name -> settings over COMMON. `model_type` is the family's name up to the first dash.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": True},
+    "llama-rope": {"rope_parameters": LLAMA3_ROPE, "attention_bias": True, "mlp_bias": True, "head_dim": 32},
+    "mistral": {"sliding_window": 8},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
+    "gemma2": {"head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0},
+    "gemma3_text": {
+        "head_dim": 32,
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 24,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "phi3": {},
+    "phi3-longrope": {"rope_parameters": LONGROPE, "original_max_position_embeddings": 64},
+    "gpt2": {},
+}
+
+
+def tiny_config(family: str, **changes: Any) -> Any:
+    """The transformers configuration of a tiny model. `changes` go over the family's own settings."""
+    from transformers import AutoConfig
+
+    settings = {**COMMON, **FAMILIES[family], **changes}
+    if family == "gpt2":
+        settings["n_inner"] = settings.pop("intermediate_size")
+        del settings["num_key_value_heads"]
+    return AutoConfig.for_model(family.partition("-")[0], **settings)
+
+
+def tiny_model(family: str, folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+    """Write a tiny model with random weights and a byte-like tokenizer; return its folder.
+
+    Norms, biases and matrices are all random and of a size that makes a wrong order of operations show in the logits.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(tiny_config(family, **changes))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            scale = 0.3 if "norm" in name or "ln_" in name or name.endswith("bias") else parameter.shape[-1] ** -0.5
+            offset = 1.0 if ("norm" in name or "ln_" in name) and name.endswith("weight") else 0.0
+            if family.startswith("gemma"):
+                offset = 0.0
+            parameter.copy_(offset + scale * torch.randn(parameter.shape, generator=generator))
+    model.to(dtype).save_pretrained(folder)
+    tiny_tokenizer(COMMON["vocab_size"]).save_pretrained(folder)
+    return folder
+
+
+def tiny_tokenizer(vocab_size: int) -> Any:
+    """A tokenizer of single characters (printable ASCII) with <unk>, <s>, </s> at 0, 1, 2 and a chat template."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["<unk>", "<s>", "</s>", "\n", *map(chr, range(32, 127))]
+    tokens += [f"<extra_{index}>" for index in range(vocab_size - len(tokens))]
+    tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>"
+    )
+    fast.chat_template = "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>{% endfor %}"
+    return fast

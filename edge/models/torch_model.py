@@ -1,0 +1,121 @@
+"""The reference: transformers' own model class with a checkpoint's weights, in float32, compressed ones emulated."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from edge.core.errors import EdgeError, UsageError
+from edge.core.weight import Affine
+from edge.models.compressed_modules import (
+    Activations,
+    CompressedEmbedding,
+    CompressedLinear,
+    CompressedWeight,
+    TiedHead,
+)
+from edge.models.describe import describe
+from edge.models.spec import DecoderSpec
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from edge.models.checkpoint import Checkpoint
+
+RopeTables = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def build_model(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The model in float32, in evaluation mode. Compressed matrices stay compressed and emulate the run time.
+
+    Attention is `sdpa`, or `eager` where scores are capped. A tied head shares the embedding's tensor.
+    """
+    model = empty_model(checkpoint.config, checkpoint.spec)
+    fill(model, checkpoint, checkpoint.names())
+    if checkpoint.spec.tied:
+        tie_head(model, checkpoint.spec, checkpoint.activations)
+    checkpoint.release()
+    left = [name for name, tensor in _state(model) if tensor.is_meta]
+    if left:
+        raise EdgeError("checkpoint.missing_tensor", f"no weights for '{left[0]}'", "this is a defect of the adapter")
+    return model
+
+
+def empty_model(config: PretrainedConfig, spec: DecoderSpec) -> PreTrainedModel:
+    """The model without weights (on the meta device); what it computes by itself, such as rotary tables, is there."""
+    from transformers import AutoModelForCausalLM
+
+    plain = type(config).from_dict({k: v for k, v in config.to_dict().items() if k != "quantization_config"})
+    capped = any(layer.attention.softcap for layer in spec.layers)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            plain, dtype=torch.float32, attn_implementation="eager" if capped else "sdpa"
+        )
+    for module in model.modules():
+        own = [name for name, _ in module.named_buffers(recurse=False)]
+        for name in own:
+            module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
+        if own:
+            with torch.no_grad():
+                model._init_weights(module)
+    return model.eval().requires_grad_(False)
+
+
+def fill(model: nn.Module, checkpoint: Checkpoint, names: list[str]) -> None:
+    """Give modules of `model` the tensors `names` of the checkpoint: float32 of their own, or compressed."""
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        if name in checkpoint.encodings:
+            matrix = checkpoint.matrix(name)
+            compressed = hollow(module, matrix.shape, checkpoint.encodings[name], checkpoint.activations).load(matrix)
+            model.set_submodule(path, compressed)
+        else:
+            # A copy even where it is float32 already: the checkpoint's memory belongs to its file.
+            values = checkpoint.tensor(name).to(torch.float32, copy=True)
+            module._parameters[leaf] = nn.Parameter(values, requires_grad=False)
+
+
+def hollow(module: nn.Module, shape: tuple[int, int], encoding: Affine, activations: Activations) -> CompressedWeight:
+    """The compressed module that takes the place of `module`, its buffers still without values."""
+    if isinstance(module, nn.Embedding):
+        return CompressedEmbedding(*shape, encoding, float(getattr(module, "scalar_embed_scale", 1.0)))
+    return CompressedLinear(*shape, encoding, module.bias is not None, activations)
+
+
+def tie_head(model: nn.Module, spec: DecoderSpec, activations: Activations) -> None:
+    """Let a tied head use the embedding's tensor."""
+    embedding = model.get_submodule(spec.embedding)
+    if isinstance(embedding, CompressedEmbedding):
+        model.set_submodule(spec.head, TiedHead(embedding, activations))
+    else:
+        model.get_submodule(spec.head)._parameters["weight"] = embedding.weight
+
+
+def rope_tables(config: PretrainedConfig, context_length: int) -> RopeTables:
+    """cos and sin, float32 [context_length, rotary_dim / 2], keyed by `Attention.rope`, from transformers' own module.
+
+    Raises `UsageError` for a context that one set of tables can't serve.
+    """
+    spec = describe(config)
+    if context_length > spec.context_length:
+        message = f"a context of {context_length} tokens is too long: this model serves {spec.context_length}"
+        raise UsageError("context.too_long", message, "export with a shorter --context")
+    keys = sorted({layer.attention.rope for layer in spec.layers if layer.attention.rope})
+    if not keys:
+        return {}
+    rotary = empty_model(config, spec).get_submodule(spec.base_path).rotary_emb
+    positions, like = torch.arange(context_length)[None], torch.empty(0)
+    tables: RopeTables = {}
+    for key in keys:
+        by_type = () if key == "default" else (key,)
+        cos, sin = (table[0].float().contiguous() for table in rotary(like, positions, *by_type))
+        half = cos.shape[1] // 2  # transformers repeats the table for both halves of a head
+        tables[key] = (cos[:, :half].contiguous(), sin[:, :half].contiguous())
+    return tables
+
+
+def _state(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
