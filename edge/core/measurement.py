@@ -19,6 +19,8 @@ class Energy(msgspec.Struct, frozen=True):
     reason: str = ""
     energy_uj: int | None = None
     idle_uw: int | None = None
+    idle_spread_uw: int | None = None
+    duration_ns: int = 0
     tokens: int = 0
 
 
