@@ -1,0 +1,155 @@
+"""The commands as a user types them, on a tiny random model: the whole way, and everything that can go wrong on it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edge.models.testing import tiny_model
+
+TEXT = "The quick brown fox jumps over the lazy dog. " * 200
+
+
+def edge(*arguments, **environment):
+    command = [sys.executable, "-c", "from edge.cli import main; main()", *map(str, arguments)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def fails(result, exit_code, *words):
+    """A failure is one line with the reason and one with a hint, no traceback, and the right exit code."""
+    assert result.returncode == exit_code, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "error:" in result.stderr
+    assert "hint:" in result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A tiny checkpoint taken all the way: compressed, exported, with a text beside it."""
+    folder = tmp_path_factory.mktemp("work")
+    tiny_model("llama", folder / "model")
+    (folder / "text.txt").write_text(TEXT)
+    assert edge("compress", folder / "model", "-r", "int4", "-o", folder / "small").returncode == 0
+    exported = edge("export", folder / "small", "-o", folder / "bundle", "--json")
+    assert exported.returncode == 0, exported.stderr
+    assert json.loads(exported.stdout)["manifest"]["gates"]["codes_equal"] is True
+    return folder
+
+
+def test_help_is_quick_and_imports_no_framework():
+    code = "import sys; from edge.cli import app; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'onnx')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert edge("--help").returncode == 0
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1.0  # 0.3 s on an idle machine; CI shares its cores
+
+
+@pytest.mark.parametrize("command", ["recipes", "methods", "targets", "devices"])
+def test_lists_are_tables_for_people_and_json_for_programs(command):
+    assert json.loads(edge(command, "--json").stdout)
+    assert edge(command).stdout.strip()
+
+
+def test_doctor_finds_this_installation_whole():
+    result = edge("doctor", "--json")
+    states = {check["name"]: check["state"] for check in json.loads(result.stdout)}
+    assert states["kernels"] == states["torch"] == states["onnxruntime"] == "ok"
+
+
+def test_run_streams_text_to_stdout_and_speed_to_stderr(work):
+    result = edge("run", work / "bundle", "-p", "The quick", "--raw", "-n", "8")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+    assert "tokens/s" in result.stderr
+    again = edge("run", work / "bundle", "-p", "The quick", "--raw", "-n", "8", "--json")
+    assert json.loads(again.stdout)["text"].strip() == result.stdout.strip()
+
+
+def test_evaluate_profile_and_report(work):
+    text = work / "text.txt"
+    flags = ("-t", text, "--against", work / "model", "--max-bytes", "3000", "--context", "64", "--json")
+    torch = json.loads(edge("evaluate", work / "small", *flags).stdout)
+    bundle = json.loads(edge("evaluate", work / "bundle", *flags, "-o", work / "evaluation.json").stdout)
+    assert (torch["kind"], bundle["kind"]) == ("torch", "artefact")
+    assert bundle["perplexity"] == pytest.approx(torch["perplexity"], rel=1e-3)
+    assert 0 < bundle["kl_divergence"] < 1
+    flags = ("--prompt-tokens", "16", "--generated-tokens", "8", "-o", work / "measurement.json", "--json")
+    profile = json.loads(edge("profile", work / "bundle", *flags).stdout)
+    assert len(profile["repetitions"]) >= 5
+    assert any(row["layer"].startswith("model.layers.0") for row in profile["operators"])
+    report = edge("report", work / "evaluation.json", work / "measurement.json", "-o", work / "report.html")
+    assert Path(report.stdout.strip()).stat().st_size > 10_000
+    assert "|" in (work / "report.md").read_text()
+
+
+def test_what_is_wrong_with_a_recipe_is_said(work, tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("[[steps]]\nmethod = 'rtn'\noptions = {bitz = 4}\n")
+    out = tmp_path / "out"
+    fails(edge("compress", work / "model", "-r", recipe, "-o", out), 2, "bitz", "bits")
+    recipe.write_text("[[steps]]\nmethod = 'rtn'\noptions = {bits = 4, group_size = 48}\n")
+    fails(edge("compress", work / "model", "-r", recipe, "-o", out), 2, "48")
+    recipe.write_text("[[steps]]\nmethod = 'gtpq'\n")
+    fails(edge("compress", work / "model", "-r", recipe, "-o", out), 2, "gptq")
+    fails(edge("compress", work / "model", "-r", "int5", "-o", out), 2, "int")
+    assert not out.exists()
+
+
+def test_a_calibrated_recipe_without_text_says_so(work, tmp_path):
+    fails(edge("compress", work / "model", "-r", "int4-gptq", "-o", tmp_path / "out"), 2, "--calibration-text")
+
+
+def test_an_existing_output_is_kept(work):
+    fails(edge("compress", work / "model", "-r", "int4", "-o", work / "small"), 2, "exists", "--force")
+    fails(edge("export", work / "small", "-o", work / "bundle"), 2, "exists", "--force")
+
+
+def test_damage_to_checkpoints_and_bundles_is_refused(work, tmp_path):
+    fails(edge("compress", tmp_path / "nothing-here", "-o", tmp_path / "out"), 1)
+    damaged = shutil.copytree(work / "model", tmp_path / "damaged")
+    weights = next(damaged.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    fails(edge("compress", damaged, "-o", tmp_path / "out"), 1, weights.name)
+    bundle = shutil.copytree(work / "bundle", tmp_path / "bundle")
+    data = bytearray((bundle / "model.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / "model.onnx").write_bytes(data)
+    fails(edge("run", bundle, "-p", "x"), 1, "model.onnx")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_longer_than_the_context_is_refused(work):
+    result = edge("run", work / "bundle", "-p", TEXT, "--raw")
+    fails(result, 2, "context")
+
+
+def test_errors_are_json_where_json_was_asked_for(work):
+    result = edge("run", work / "model", "-p", "x", "--json")
+    assert json.loads(result.stdout)["error"]["code"] == "bundle.missing"
+    assert result.returncode == 1
+
+
+def test_builtin_kernels_refuse_what_they_cannot_run(work, tmp_path):
+    recipe = tmp_path / "three.toml"
+    recipe.write_text("[[steps]]\nmethod = 'rtn'\noptions = {bits = 3, group_size = 64}\n")
+    assert edge("compress", work / "model", "-r", recipe, "-o", tmp_path / "small").returncode == 0
+    result = edge("export", tmp_path / "small", "-o", tmp_path / "bundle", "--kernels", "builtin")
+    fails(result, 1, "--kernels edge")
+    assert not (tmp_path / "bundle").exists()
+    fails(edge("export", tmp_path / "small", "-o", tmp_path / "b", "--kernels", "buildin"), 2, "builtin")
+    fails(edge("export", tmp_path / "small", "-o", tmp_path / "b", "--target", "androit"), 2, "android")
+
+
+def test_unknown_devices_have_their_own_exit_code(work):
+    fails(edge("profile", work / "bundle", "--device", "adb:123"), 3, "adb:123")
