@@ -1,0 +1,65 @@
+"""Statistics over raw samples, computed when they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge.core.errors import EdgeError
+from edge.core.measurement import Measurement, Repetition
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of samples in one unit. p10 and p90 interpolate between samples; cv is the standard deviation over the mean."""
+
+    count: int
+    median: float
+    p10: float
+    p90: float
+    min: float
+    max: float
+    cv: float
+
+
+def summarize(samples: Sequence[float]) -> Summary:
+    """Raises `EdgeError` where there is no sample."""
+    if len(samples) == 0:
+        raise EdgeError("measurement.empty", "the measurement has no samples", "profile the bundle again")
+    values = np.asarray(samples, np.float64)
+    p10, median, p90 = np.percentile(values, [10, 50, 90])
+    mean = values.mean()
+    cv = float(values.std(ddof=1) / mean) if len(values) > 1 and mean else 0.0
+    return Summary(len(values), float(median), float(p10), float(p90), float(values.min()), float(values.max()), cv)
+
+
+def prefill_tokens_per_s(measurement: Measurement) -> Summary:
+    """Prompt tokens per second, one sample per repetition."""
+    return summarize([r.prompt_tokens / (r.prefill_ns / 1e9) for r in measurement.repetitions])
+
+
+def decode_tokens_per_s(measurement: Measurement) -> Summary:
+    """Tokens per second while decoding, one sample per repetition: single tokens are in `decode_ms`."""
+    return summarize([decode_rate(r) for r in measurement.repetitions if r.decode_ns])
+
+
+def decode_rate(repetition: Repetition) -> float:
+    """Tokens per second over all decode steps of a repetition."""
+    return len(repetition.decode_ns) / (sum(repetition.decode_ns) / 1e9)
+
+
+def ttft_ms(measurement: Measurement) -> Summary:
+    """Milliseconds from the prompt to the first token, which was picked: `prefill_ns` runs until then."""
+    return summarize([r.prefill_ns / 1e6 for r in measurement.repetitions])
+
+
+def decode_ms(measurement: Measurement) -> Summary:
+    """Milliseconds per decoded token, one sample per token."""
+    return summarize([ns / 1e6 for r in measurement.repetitions for ns in r.decode_ns])
+
+
+def cpu_seconds_per_second(measurement: Measurement) -> Summary:
+    """Cores kept busy: processor time over wall time, one sample per repetition."""
+    return summarize([r.cpu_ns / (r.prefill_ns + sum(r.decode_ns)) for r in measurement.repetitions])

@@ -1,0 +1,109 @@
+"""Energy from the processor's own counters (Intel and AMD RAPL through Linux powercap).
+
+Only package domains are read: the core, uncore and DRAM domains under a package, and `psys` above it, would count the
+same joules again. A counter wraps at `max_energy_range_uj`, minutes apart at full load: read it more often than that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.core.measurement import Energy
+
+ROOT = Path("/")
+POWERCAP = "sys/class/powercap"
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One package: its counter, in µJ, and where that wraps to 0."""
+
+    counter: Path
+    range_uj: int
+
+    def read(self) -> int:
+        return int(self.counter.read_text())
+
+
+def find_domains(root: Path = ROOT) -> tuple[list[Domain], str]:
+    """The package domains, and the reason where there is none or one can't be read."""
+    folders = sorted((root / POWERCAP).glob("intel-rapl:[0-9]*"))
+    try:
+        packages = [f for f in folders if (f / "name").read_text().strip().startswith("package")]
+        if not packages:
+            return [], f"no RAPL counter under /{POWERCAP}"
+        domains = [Domain(f / "energy_uj", int((f / "max_energy_range_uj").read_text())) for f in packages]
+        for domain in domains:
+            domain.read()
+    except PermissionError:
+        return [], f"RAPL counters under /{POWERCAP} are not readable: needs root"
+    except (OSError, ValueError) as error:
+        return [], f"RAPL counters under /{POWERCAP} can't be read: {error}"
+    return domains, ""
+
+
+def why_not_available(root: Path = ROOT) -> str:
+    """Why this machine tells no energy; empty where it does."""
+    return find_domains(root)[1]
+
+
+class EnergyMeter:
+    """Gross energy between `start` and `stop`, with the idle power before and after.
+
+    Without a counter every call is free, and `energy` says why there is none.
+    """
+
+    def __init__(self, root: Path = ROOT, idle_s: float = 2.0, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.domains, self.reason = find_domains(root)
+        self.idle_s = idle_s
+        self._sleep = sleep
+        self._idle_uw: list[int] = []
+        self._energy_uj = 0
+        self._duration_ns = 0
+
+    def start(self) -> None:
+        self.idle()
+        self._last = [domain.read() for domain in self.domains]
+        self._start_ns = time.perf_counter_ns()
+
+    def tick(self) -> None:
+        """Add what was used since the last call: often enough, and no wrap is missed."""
+        now = [domain.read() for domain in self.domains]
+        self._energy_uj += sum(map(_used, self.domains, self._last, now))
+        self._last = now
+
+    def stop(self) -> None:
+        self.tick()
+        self._duration_ns = time.perf_counter_ns() - self._start_ns
+        self.idle()
+
+    def idle(self) -> None:
+        """Measure the power of this machine while this process does nothing."""
+        if not self.domains:
+            return
+        before, start = [domain.read() for domain in self.domains], time.perf_counter()
+        self._sleep(self.idle_s)
+        after, seconds = [domain.read() for domain in self.domains], time.perf_counter() - start
+        self._idle_uw.append(round(sum(map(_used, self.domains, before, after)) / seconds))
+
+    def energy(self, tokens: int) -> Energy:
+        """What the run used, for `tokens` generated tokens."""
+        if not self.domains:
+            return Energy(source="not_available", reason=self.reason)
+        return Energy(
+            source="hardware_counter",
+            reason=f"RAPL, {len(self.domains)} package domain{'s' if len(self.domains) > 1 else ''}",
+            energy_uj=self._energy_uj,
+            idle_uw=round(sum(self._idle_uw) / len(self._idle_uw)),
+            idle_spread_uw=max(self._idle_uw) - min(self._idle_uw),
+            duration_ns=self._duration_ns,
+            tokens=tokens,
+        )
+
+
+def _used(domain: Domain, before: int, after: int) -> int:
+    """µJ from one reading to the next, over at most one wrap."""
+    return after - before if after >= before else after - before + domain.range_uj + 1
