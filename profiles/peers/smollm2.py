@@ -1,4 +1,4 @@
-"""The baselines on SmolLM2-135M taken off its grid: quality by method and bits, speed by kernels, memory of compression.
+"""The baselines on SmolLM2-135M off its grid: quality by method and bits, speed by kernels, memory of compression.
 
 Run as `python -m edge.profiles.peers.smollm2 --output profiles/baselines`. It drives the `edge` command as a user does,
 so that each step is a process of its own whose peak memory the kernel reports. Finished rows are kept and not repeated.
