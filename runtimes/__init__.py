@@ -1,0 +1,1 @@
+"""What runs a model: one module per engine, each with `open(bundle, options)` and `versions()`."""

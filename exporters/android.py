@@ -1,0 +1,29 @@
+"""Android phones with a 64-bit ARM processor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge.core.errors import EdgeError
+from edge.core.target import Kernels, Target
+
+TARGET = Target(
+    name="android",
+    description="Android on arm64-v8a, with onnxruntime's own Android package",
+    runtimes=("onnx",),
+    isa=("neon", "neon_dotprod", "neon_i8mm"),
+)
+LIBRARY = "lib/arm64-v8a/libedge_kernels.so"
+
+
+def finish(folder: Path, kernels: Kernels) -> list[str]:
+    """Add the kernels library for arm64. Without a cross compiler the bundle goes without, and a note says why."""
+    if kernels != "edge":
+        return []
+    from edge.kernels.cross import cross_build
+
+    try:
+        cross_build("android-arm64", folder / LIBRARY)
+    except EdgeError as error:
+        return [f"{LIBRARY} is not in this bundle: {error}"]
+    return []

@@ -1,0 +1,49 @@
+"""Affine matrices for our own operators (domain `edge`): one packed byte array, which the kernels read in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import onnx_ir as ir
+
+from edge import kernels
+from edge.core.weight import CompressedTensor, Encoding
+from edge.exporters.onnx.builder import Array, GraphBuilder
+
+LINEAR = "LinearAffine"
+EMBEDDING = "EmbeddingAffine"
+
+
+def refusal(encoding: Encoding) -> str:
+    """Why no kernel serves an encoding and what to use instead; empty when one does."""
+    return kernels.supported(encoding)
+
+
+def linear(
+    graph: GraphBuilder,
+    x: ir.Value,
+    tensor: CompressedTensor,
+    bias: ir.Value | None,
+    *,
+    layer: str,
+    activations: Literal["a8", "f32"],
+) -> ir.Value:
+    """y [.., rows] = x [.., columns] W^T (+ bias). `a8` makes the kernel quantize x to int8, token by token."""
+    rows, columns = tensor.shape
+    inputs = [x, _packed(graph, tensor), *([] if bias is None else [bias])]
+    return graph.node(LINEAR, layer, inputs, domain="edge", N=rows, K=columns, activations=activations)
+
+
+def embedding(graph: GraphBuilder, ids: ir.Value, tensor: CompressedTensor, *, layer: str) -> ir.Value:
+    """Rows of the matrix by token id. A tied head reads the same bytes."""
+    return graph.node(EMBEDDING, layer, [ids, _packed(graph, tensor)], domain="edge", hidden=tensor.shape[1])
+
+
+def read(operator: str, inputs: Sequence[Array | None], wanted: CompressedTensor) -> CompressedTensor:
+    """The matrix as it was written, from the constant inputs of its node."""
+    return kernels.unpack(inputs[1])
+
+
+def _packed(graph: GraphBuilder, tensor: CompressedTensor) -> ir.Value:
+    return graph.weight(tensor.name, lambda: kernels.pack(tensor))

@@ -1,0 +1,94 @@
+"""A decoder checkpoint as `model.onnx` and `model.onnx.data`, with all that a bundle needs beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from edge import __version__
+from edge.core.bundle import KvCache, Manifest
+from edge.core.errors import UsageError
+from edge.core.target import Kernels
+from edge.core.weight import Encoding
+from edge.exporters.onnx.builder import DATA, MODEL, GraphBuilder
+from edge.exporters.onnx.decoder import DecoderGraph, check_attention
+from edge.exporters.onnx.linear import refuse_unserved
+from edge.exporters.onnx.readback import codes_equal
+from edge.exporters.onnx.slow_path import slow_nodes
+from edge.models.checkpoint import Checkpoint
+
+__all__ = ["codes_equal", "slow_nodes", "write", "write_samples"]
+SAMPLES = "samples.safetensors"
+
+
+def write(checkpoint: Checkpoint, folder: Path, *, kernels: Kernels, context_length: int) -> Manifest:
+    """Write a decoder into an existing folder and say what was written. Gates and file digests are the caller's.
+
+    kernels: `edge` for our own operators, `builtin` for those of a stock ONNX Runtime. context_length: tokens that the
+    caches hold. Matrices pass through memory one at a time. Raises `EdgeError` before the first byte for what can't be
+    exported: an encoding that the kernels don't serve, a context that the model doesn't, a head of an odd size.
+    """
+    _refuse(checkpoint, kernels, context_length)
+    with GraphBuilder(folder) as graph:
+        decoder = DecoderGraph(graph, checkpoint, kernels, context_length)
+        decoder.build()
+        graph.save()
+    checkpoint.save_tokenizer(folder)
+    checkpoint.config.save_pretrained(folder)
+    return _manifest(checkpoint, folder, kernels, context_length, graph.layer_of_node, decoder.encodings)
+
+
+def write_samples(folder: Path, tokens: Sequence[int], logits: NDArray[np.float32]) -> None:
+    """Keep sample inputs and what the reference answers to them: `tokens` [n] and `logits` [rows, vocabulary]."""
+    save_file({"tokens": np.array(tokens, np.int64), "logits": np.ascontiguousarray(logits)}, folder / SAMPLES)
+
+
+def _refuse(checkpoint: Checkpoint, kernels: Kernels, context_length: int) -> None:
+    spec = checkpoint.spec
+    if not 1 <= context_length <= spec.context_length:
+        message = f"a context of {context_length} tokens is not possible for this model"
+        raise UsageError("export.context", message, f"use 1 to {spec.context_length}")
+    for layer in spec.layers:
+        check_attention(layer.attention)
+    for name, encoding in checkpoint.encodings.items():
+        refuse_unserved(name, encoding, kernels)
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    folder: Path,
+    kernels: Kernels,
+    context_length: int,
+    layer_of_node: dict[str, str],
+    encodings: dict[str, Encoding],
+) -> Manifest:
+    spec = checkpoint.spec
+    attention = spec.layers[0].attention
+    stored_bytes = sum((folder / name).stat().st_size for name in (MODEL, DATA))
+    return Manifest(
+        name=Path(checkpoint.source).stem,
+        architecture=spec.model_type,
+        target="cpu",
+        runtime="onnx",
+        kernels=kernels,
+        artefact=MODEL,
+        context_length=context_length,
+        vocab_size=spec.vocab_size,
+        eos_token_ids=checkpoint.eos_token_ids,
+        bos_token_id=checkpoint.bos_token_id,
+        kv_cache=KvCache(len(spec.layers), attention.num_kv_heads, attention.head_dim),
+        source=Path(checkpoint.source).name,
+        source_sha256=checkpoint.sha256,
+        recipe=checkpoint.recipe or {},
+        encodings=encodings,
+        layer_of_node=layer_of_node,
+        stored_bytes=stored_bytes,
+        bits_per_weight=8 * stored_bytes / checkpoint.parameters,
+        gates=None,
+        tool_versions={"edge": __version__} | {name: version(name) for name in ("onnx-ir", "onnxruntime", "torch")},
+    )
