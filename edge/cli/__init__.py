@@ -74,6 +74,12 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        _show(EdgeError("system", str(error), "check the path, the permissions and the free disk"))
+        sys.exit(1)
+    except MemoryError:
+        _show(EdgeError("memory", "out of memory", "close other programs, or take a smaller model or context"))
+        sys.exit(1)
 
 
 def _show(error: EdgeError) -> None:

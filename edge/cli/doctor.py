@@ -23,7 +23,10 @@ class Check:
 
 
 def command(json: Json = False) -> None:
-    """Say what is installed, what is missing, and what to do about it. Exits with 1 when something needed is."""
+    """Say what is installed, what is missing, and what to do about it.
+
+    Exits with 1 when something needed is missing.
+    """
     checks = list(_checks())
     if json:
         print_json(checks)
