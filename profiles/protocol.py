@@ -1,0 +1,192 @@
+"""How a bundle is measured.
+
+In a process of its own, so that memory and load time are the model's and not those of whatever ran before: open a
+session from files that are not in the page cache, warm up, then repeat one conversation: a prefill of `prompt_tokens`
+and `generated_tokens` more, each timed until the next token is picked (greedy). At least `repetitions` of them and
+`min_seconds`, and more while they disagree by over `CV_GATE`, up to `repetitions * EXTENSION`. Raw samples are kept.
+A second session, opened with the engine's profiler, gives the per-operator rows: its overhead is in no timing.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from edge.core.bundle import Bundle
+from edge.core.console import Ticker, info, progress
+from edge.core.errors import UsageError
+from edge.core.measurement import Energy, Measurement, Protocol, Repetition
+from edge.core.session import OperatorTime, Session, SessionOptions
+from edge.profiles.fingerprint import fingerprint
+from edge.profiles.statistics import decode_rate, summarize
+from edge.runtimes.probes.clock import frequencies_khz
+from edge.runtimes.probes.memory import MemoryTimeline
+from edge.runtimes.probes.power import EnergyMeter
+
+CV_GATE = 0.10
+EXTENSION = 4
+OpenSession = Callable[[SessionOptions], Session]
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to run. threads 0 lets the engine choose; seed draws the prompt's tokens."""
+
+    prompt_tokens: int = 128
+    generated_tokens: int = 64
+    repetitions: int = 5
+    warm_ups: int = 3
+    threads: int = 0
+    min_seconds: float = 3.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"prompt_tokens": 1, "generated_tokens": 2, "repetitions": 1, "warm_ups": 0, "threads": 0}
+        for name, lowest in least.items():
+            if getattr(self, name) < lowest:
+                message = f"{name} is {getattr(self, name)}"
+                raise UsageError("profile.range", message, f"use {lowest} or more")
+
+
+def profile(bundle: Bundle, **options: Any) -> Measurement:
+    """Measure `bundle` on this machine in a fresh process. `options` are the fields of `Plan`.
+
+    Raises `UsageError` for an option out of range or a conversation longer than the context, and `EdgeError` where the
+    process dies.
+    """
+    from edge.profiles.worker import run_apart
+
+    plan = Plan(**options)
+    check_room(plan, bundle.manifest.context_length)
+    return run_apart(bundle, plan)
+
+
+def check_room(plan: Plan, context_length: int) -> None:
+    """Raise unless the conversation fits."""
+    needed = plan.prompt_tokens + plan.generated_tokens
+    if needed > context_length:
+        message = f"{needed} tokens don't fit in a context of {context_length}"
+        raise UsageError("profile.context", message, "profile fewer tokens, or export with a longer --context")
+
+
+def measure(bundle: Bundle, open_session: OpenSession, plan: Plan, meter: EnergyMeter | None = None) -> Measurement:
+    """Run the protocol in this process, with sessions from `open_session`."""
+    check_room(plan, bundle.manifest.context_length)
+    meter = meter or EnergyMeter()
+    timeline = MemoryTimeline()
+    with timeline.running():
+        with timeline.phase("load"):
+            start = time.perf_counter_ns()
+            session = open_session(SessionOptions(threads=plan.threads))
+            load_ns = time.perf_counter_ns() - start
+        try:
+            repetitions, energy = _repeat(session, plan, timeline, meter, bundle.manifest.name)
+        finally:
+            session.close()
+    return Measurement(
+        **_identity(bundle),
+        device=fingerprint(),
+        protocol=Protocol(plan.prompt_tokens, plan.generated_tokens, plan.warm_ups, len(repetitions), plan.threads),
+        load_ns=load_ns,
+        repetitions=repetitions,
+        operators=_operators(open_session, plan),
+        peak_bytes=timeline.peak_bytes,
+        memory=timeline.samples,
+        phases=timeline.phases,
+        energy=energy,
+    )
+
+
+def _identity(bundle: Bundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "bundle": str(bundle.path),
+        "bundle_sha256": bundle.hash,
+        "name": manifest.name,
+        "kernels": manifest.kernels,
+        "runtime": manifest.runtime,
+        "recipe": manifest.recipe.get("name", "float32"),
+        "stored_bytes": manifest.stored_bytes,
+        "bits_per_weight": manifest.bits_per_weight,
+    }
+
+
+def _repeat(
+    session: Session, plan: Plan, timeline: MemoryTimeline, meter: EnergyMeter, name: str
+) -> tuple[list[Repetition], Energy]:
+    prompt = prompt_of(session.vocab_size, plan)
+    with progress(f"profile {name}", plan.warm_ups + plan.repetitions) as tick:
+        with timeline.phase("warm-up"):
+            for _ in range(plan.warm_ups):
+                converse(session, prompt, plan.generated_tokens)
+                tick(1, "warming up")
+        gc.collect()
+        gc.disable()  # a collection inside a timed step would be charged to the model
+        try:
+            meter.start()
+            with timeline.phase("measured"):
+                repetitions = _measured(session, prompt, plan, meter, tick)
+            meter.stop()
+        finally:
+            gc.enable()
+    spread = summarize([decode_rate(r) for r in repetitions]).cv
+    if spread > CV_GATE:
+        info(f"Noisy: decode speed varies by {spread:.0%} over {len(repetitions)} repetitions; read it with its spread")
+    return repetitions, meter.energy(sum(1 + len(r.decode_ns) for r in repetitions))
+
+
+def _measured(session: Session, prompt: list[int], plan: Plan, meter: EnergyMeter, tick: Ticker) -> list[Repetition]:
+    """At least the planned repetitions and seconds; more while their decode speeds disagree."""
+    done: list[Repetition] = []
+    start = time.perf_counter()
+    while len(done) < plan.repetitions * EXTENSION:
+        done.append(converse(session, prompt, plan.generated_tokens))
+        meter.tick()
+        rates = summarize([decode_rate(r) for r in done])
+        tick(1 if len(done) <= plan.repetitions else 0, f"{rates.median:.1f} tokens/s, CV {rates.cv:.1%}")
+        enough = len(done) >= plan.repetitions and time.perf_counter() - start >= plan.min_seconds
+        if enough and rates.cv <= CV_GATE:
+            break
+    return done
+
+
+def converse(session: Session, prompt: list[int], generated_tokens: int) -> Repetition:
+    """One conversation. Each time runs until the token is picked, so `prefill_ns` is the time to the first token."""
+    cpu = time.process_time_ns()
+    before = time.perf_counter_ns()
+    token = int(np.argmax(session.prefill(prompt)[-1]))
+    prefill_ns = time.perf_counter_ns() - before
+    decode_ns = []
+    for _ in range(generated_tokens - 1):
+        before = time.perf_counter_ns()
+        token = int(np.argmax(session.decode(token)[-1]))
+        decode_ns.append(time.perf_counter_ns() - before)
+    return Repetition(len(prompt), prefill_ns, decode_ns, time.process_time_ns() - cpu, frequencies_khz())
+
+
+def prompt_of(vocab_size: int, plan: Plan) -> list[int]:
+    """The same pseudo-random tokens for the same seed and vocabulary: dense models take as long for any."""
+    return np.random.default_rng(plan.seed).integers(0, vocab_size, plan.prompt_tokens).tolist()
+
+
+def _operators(open_session: OpenSession, plan: Plan) -> list[OperatorTime]:
+    """Rows over single-token steps alone: the prompt too is fed token by token, so that the context is a real one."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = SessionOptions(threads=plan.threads, profile_path=str(Path(folder) / "trace"))
+        session = open_session(options)
+        try:
+            prompt = prompt_of(session.vocab_size, plan)
+            logits = session.prefill(prompt[:1])
+            for token in prompt[1:]:
+                logits = session.decode(token)
+            for _ in range(plan.generated_tokens - 1):
+                logits = session.decode(int(np.argmax(logits[-1])))
+            return session.end_profile()
+        finally:
+            session.close()
