@@ -7,9 +7,9 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from edge import kernels
 from edge.core.weight import CompressedTensor, Encoding
 from edge.exporters.onnx.builder import Array, GraphBuilder
+from edge.kernels.pack import pack, supported, unpack
 
 LINEAR = "LinearAffine"
 EMBEDDING = "EmbeddingAffine"
@@ -17,7 +17,7 @@ EMBEDDING = "EmbeddingAffine"
 
 def refusal(encoding: Encoding) -> str:
     """Why no kernel serves an encoding and what to use instead; empty when one does."""
-    return kernels.supported(encoding)
+    return supported(encoding)
 
 
 def linear(
@@ -42,8 +42,8 @@ def embedding(graph: GraphBuilder, ids: ir.Value, tensor: CompressedTensor, *, l
 
 def read(operator: str, inputs: Sequence[Array | None], wanted: CompressedTensor) -> CompressedTensor:
     """The matrix as it was written, from the constant inputs of its node."""
-    return kernels.unpack(inputs[1])
+    return unpack(inputs[1])
 
 
 def _packed(graph: GraphBuilder, tensor: CompressedTensor) -> ir.Value:
-    return graph.weight(tensor.name, lambda: kernels.pack(tensor))
+    return graph.weight(tensor.name, lambda: pack(tensor))

@@ -45,7 +45,7 @@ class Operator:
 
     def slack_ns(self, tokens: int) -> int:
         """What the clock can't tell apart, and what a lookup may add to a plain copy of a row."""
-        return 2_000 if self.is_linear else 1_000 * tokens
+        return 2_000 if self.is_linear else 5_000 + 1_000 * tokens
 
 
 def slow_nodes(folder: Path, manifest: Manifest) -> list[str]:
