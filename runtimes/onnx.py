@@ -144,7 +144,7 @@ def _session_options(manifest: Manifest, options: SessionOptions) -> Any:
         settings.enable_profiling = True
         settings.profile_file_prefix = options.profile_path
     if manifest.kernels == "edge":
-        from edge.kernels import ort_library_path
+        from edge.kernels.lib import ort_library_path
 
         _register(settings, ort_library_path())
     return settings

@@ -169,7 +169,7 @@ def _session(model: ir.Model, folder: Path, kernels: Kernels) -> onnxruntime.Inf
     options.log_severity_level = 3
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if kernels == "edge":
-        from edge.kernels import ort_library_path
+        from edge.kernels.lib import ort_library_path
 
         options.register_custom_ops_library(str(ort_library_path()))
     data = ir.to_proto(model).SerializeToString()
