@@ -1,0 +1,142 @@
+"""Build the kernels library for a phone: any aarch64 compiler will do, because it needs nothing but six libc symbols.
+
+The compiler gets no sysroot: `-ffreestanding -nostdlib` and a stub `libc.so` with bionic's soname. So the result names
+no symbol version, loads on every Android since 7.0 (API 24), and is aligned to 16 KB pages as Google Play asks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.core.errors import EdgeError, UsageError, nearest
+from edge.kernels import elf
+
+PAGE = 16384
+LIBC = ("free", "getauxval", "getenv", "malloc", "memcpy", "memset")
+TARGETS = ("android-arm64",)
+COMPILE = (
+    "-std=c++17 -O3 -fPIC -ffreestanding -nostdinc++ -fno-exceptions -fno-rtti -fno-threadsafe-statics "
+    "-ffp-contract=off -fvisibility=hidden -fvisibility-inlines-hidden -fno-stack-protector -mno-outline-atomics "
+    "-fno-asynchronous-unwind-tables"
+).split()
+LINK = f"-shared -nostdlib -Wl,--no-undefined,--hash-style=both,--build-id=none,-s,-z,max-page-size={PAGE}".split()
+ISA_FLAGS = {"neon_dotprod": ["-march=armv8.2-a+dotprod"]}
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler for aarch64: its name for people, and the command with which it starts."""
+
+    name: str
+    command: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"{self.name} ({self.command[0]})"
+
+
+def find_compiler(target: str) -> Compiler:
+    """The NDK's clang, else a clang with lld, else GCC's cross compiler.
+
+    Raises `EdgeError` (kernels.no_cross_compiler) with what to install when there is none.
+    """
+    if target not in TARGETS:
+        raise UsageError("kernels.target", f"no kernels are built for '{target}'", nearest(target, TARGETS))
+    clang_target = ("--target=aarch64-linux-android24", "-fuse-ld=lld")
+    for variable in ("ANDROID_NDK_HOME", "ANDROID_NDK_ROOT"):
+        root = os.environ.get(variable)
+        for clang in sorted(Path(root).glob("toolchains/llvm/prebuilt/*/bin/clang++")) if root else []:
+            return Compiler("Android NDK", (str(clang), *clang_target))
+    clang_path, gcc = shutil.which("clang++"), shutil.which("aarch64-linux-gnu-g++")
+    if clang_path and shutil.which("ld.lld"):
+        return Compiler("clang", (clang_path, *clang_target))
+    if gcc:
+        return Compiler("GCC", (gcc,))
+    hint = "install clang and lld (Debian: apt install clang lld), or set ANDROID_NDK_HOME to an Android NDK"
+    raise EdgeError("kernels.no_cross_compiler", f"no C++ compiler for {target} was found", hint)
+
+
+def cross_build(target: str, out: Path) -> Path:
+    """Build libedge_kernels.so for `target` as the file `out`, check it, and return its path.
+
+    Raises `EdgeError`: kernels.no_cross_compiler (what to install), kernels.no_sources, kernels.cross_build (the
+    compiler's message), kernels.cross_check (the result would not load on a phone).
+    """
+    compiler = find_compiler(target)
+    root = _sources()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        objects = [_compile(compiler, root, source, Path(folder)) for source in _sources_for_arm(root)]
+        stub = _stub_libc(compiler, Path(folder))
+        library = Path(folder) / "libedge_kernels.so"
+        soname = "-Wl,-soname,libedge_kernels.so"
+        _run(compiler, [*LINK, soname, *map(str, objects), str(stub), "-o", str(library)])
+        check(library)
+        shutil.copyfile(library, out)
+    return out
+
+
+def check(library: Path) -> None:
+    """Raise unless `library` is one that Android's linker takes on 4 KB and 16 KB pages."""
+    found = elf.read(library)
+    loads = [s for s in found.segments if s.kind == elf.PT_LOAD]
+    problems = []
+    if found.machine != elf.AARCH64:
+        problems.append("it is not for aarch64")
+    if any(s.alignment < PAGE or (s.offset - s.address) % PAGE for s in loads):
+        problems.append("its segments are not aligned to 16 KB")
+    if extra := found.undefined - set(LIBC):
+        problems.append(f"it needs the symbols {', '.join(sorted(extra))}")
+    if found.versioned or set(found.needed) - {"libc.so"}:
+        problems.append(f"it is tied to the libraries {', '.join(found.needed)}")
+    if problems:
+        raise EdgeError("kernels.cross_check", f"{library.name} would not load on a phone: {'; '.join(problems)}")
+
+
+def _sources() -> Path:
+    """The folder with src/, include/ and bind/: that of a checkout, else the copy inside the installed package."""
+    import edge.kernels
+
+    checkout = Path(__file__).resolve().parent.parent
+    for folder in (checkout, *(Path(place) / "csrc" for place in edge.kernels.__path__)):
+        if (folder / "src" / "kernels.inc").is_file():
+            return folder
+    hint = "install edge from its repository, or run this in a checkout"
+    raise EdgeError("kernels.no_sources", "the kernels' C++ sources are not installed", hint)
+
+
+def _sources_for_arm(root: Path) -> list[Path]:
+    sources = sorted((*root.glob("src/*.cpp"), *root.glob("bind/ort/*.cpp")))
+    return [source for source in sources if "_avx" not in source.name]
+
+
+def _compile(compiler: Compiler, root: Path, source: Path, folder: Path) -> Path:
+    built = folder / f"{source.stem}.o"
+    isa = next((flags for name, flags in ISA_FLAGS.items() if source.stem.endswith(name)), [])
+    include = [f"-I{root / part}" for part in ("include", "src")]
+    _run(compiler, [*COMPILE, *isa, *include, "-c", str(source), "-o", str(built)])
+    return built
+
+
+def _stub_libc(compiler: Compiler, folder: Path) -> Path:
+    """A libc.so with the right name and the six symbols, to link against; the phone's own takes its place."""
+    source, stub = folder / "libc.cpp", folder / "libc.so"
+    source.write_text("".join(f'extern "C" void {name}() {{}}\n' for name in LIBC))
+    _run(
+        compiler,
+        ["-fPIC", "-ffreestanding", "-fno-builtin", *LINK, "-Wl,-soname,libc.so", str(source), "-o", str(stub)],
+    )
+    return stub
+
+
+def _run(compiler: Compiler, arguments: list[str]) -> None:
+    done = subprocess.run([*compiler.command, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()[-1:]
+        message = lines[0].strip() if lines else f"exit code {done.returncode}"
+        hint = "a newer compiler may do: clang 12 or GCC 10 and later are known to"
+        raise EdgeError("kernels.cross_build", f"{compiler.name}: {message}", hint)

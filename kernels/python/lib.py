@@ -1,0 +1,219 @@
+"""The compiled kernels from Python: where the library is, and its C ABI (`edge_kernels.h`) through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.core.errors import EdgeError, UsageError, nearest
+from edge.kernels.pack import Bytes
+from edge.kernels.reference import Activations, Floats
+
+LIBRARY = "libedge_kernels.so"
+ABI = 1
+ISAS = {"auto": 0, "portable": 1, "avx2": 2, "avx512vnni": 3, "neon_dotprod": 4}
+ACTIVATIONS: dict[Activations, int] = {"a8": 0, "f32": 1}
+_TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)
+_RUN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t, _TASK, ctypes.c_void_p)
+
+
+class Kernel(NamedTuple):
+    """One row of the kernel table; `available` when this CPU runs it."""
+
+    name: str
+    bits: int
+    activations: Activations
+    isa: str
+    available: bool
+
+
+class _KernelInfo(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("bits", ctypes.c_int32),
+        ("activations", ctypes.c_int32),
+        ("isa", ctypes.c_int32),
+        ("available", ctypes.c_int32),
+    )
+
+
+class _Parallel(ctypes.Structure):
+    _fields_ = (("host", ctypes.c_void_p), ("run", _RUN))
+
+
+def library_path() -> Path:
+    """The compiled kernels. Raises `EdgeError` (kernels.missing) with the command that builds them."""
+    import edge.kernels
+
+    for folder in edge.kernels.__path__:  # an editable install has two: the sources, and what was built
+        path = Path(folder) / LIBRARY
+        if path.is_file():
+            return path
+    hint = "run `pip install .` (or `pip install -e .`) in the checkout; it needs a C++17 compiler"
+    raise EdgeError("kernels.missing", f"{LIBRARY} is not built", hint)
+
+
+def ort_library_path() -> Path:
+    """The library that ONNX Runtime's `register_custom_ops_library` takes: the same file."""
+    return library_path()
+
+
+def isas() -> list[str]:
+    """Instruction sets that this build has kernels for and this CPU runs, slowest first."""
+    return [name for name, number in ISAS.items() if number and _load().edge_isa_available(number)]
+
+
+def kernels() -> list[Kernel]:
+    """The kernel table."""
+    names = {number: name for name, number in ISAS.items()}
+    modes = {number: name for name, number in ACTIVATIONS.items()}
+    rows = []
+    for index in range(_load().edge_kernel_count()):
+        info = _KernelInfo()
+        _check(_load().edge_kernel_at(index, ctypes.byref(info)))
+        mode, isa = modes[info.activations], names[info.isa]
+        rows.append(Kernel(info.name.decode(), info.bits, mode, isa, bool(info.available)))
+    return rows
+
+
+def version() -> str:
+    """Version of the C ABI that the library speaks."""
+    return str(_load().edge_kernels_abi())
+
+
+def oldest_onnxruntime() -> str:
+    """The first ONNX Runtime with every function that the custom operators call (`bind/ort/ort_abi.h`)."""
+    return "1.17"
+
+
+def verify(packed: Bytes) -> None:
+    """Check header, size and checksum as the library does. Raises `EdgeError`."""
+    _check(_load().edge_verify(*_bytes(packed)))
+
+
+def kernel_name(packed: Bytes, isa: str | None = None, activations: Activations = "a8") -> str:
+    """Name of the kernel that `linear` would run."""
+    name = ctypes.c_char_p()
+    _check(_load().edge_linear_kernel(*_bytes(packed), ACTIVATIONS[activations], _isa(isa), ctypes.byref(name)))
+    return (name.value or b"").decode()
+
+
+def linear(
+    packed: Bytes,
+    x: Floats,
+    isa: str | None = None,
+    threads: int = 1,
+    *,
+    activations: Activations = "a8",
+    bias: Floats | None = None,
+) -> Floats:
+    """x [tokens, columns] times the packed matrix [rows, columns] transposed, plus bias: [tokens, rows].
+
+    isa: use no newer instruction set than this one. Raises `EdgeError` for damaged weights and shapes that don't fit.
+    """
+    x = np.ascontiguousarray(x, np.float32)
+    columns, rows = _shape(packed)
+    if x.ndim != 2 or x.shape[1] != columns or (bias is not None and bias.shape != (rows,)):
+        bias_shape = "" if bias is None else f" and a bias {list(bias.shape)}"
+        raise EdgeError("kernels.shape", f"x {list(x.shape)}{bias_shape} don't fit a matrix [{rows}, {columns}]")
+    out = np.empty((x.shape[0], rows), np.float32)
+    bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
+    mode = ACTIVATIONS[activations]
+    with _Threads(threads) as parallel:
+        arguments = (*_bytes(packed), mode, _isa(isa), *_array(x), *_array(bias), *_array(out), parallel)
+        _check(_load().edge_linear(*arguments))
+    return out
+
+
+def embedding(packed: Bytes, ids: NDArray[np.int64]) -> Floats:
+    """The dequantized rows that `ids` [..] name: [.., columns]. Raises `EdgeError` for an id outside the table."""
+    ids = np.ascontiguousarray(ids, np.int64)
+    out = np.empty((*ids.shape, _shape(packed)[0]), np.float32)
+    _check(_load().edge_embedding(*_bytes(packed), *_array(ids), *_array(out)))
+    return out
+
+
+class _Threads:
+    """`edge_parallel` over a pool of Python threads: ctypes lets go of the interpreter lock around every task."""
+
+    def __init__(self, threads: int) -> None:
+        self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def __enter__(self) -> Any:
+        if self.pool is None:
+            return None
+        self.parallel = _Parallel(None, _RUN(self._run))
+        return ctypes.byref(self.parallel)
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown()
+
+    def _run(self, _host: int, count: int, task: Any, work: int) -> None:
+        if self.pool is not None:
+            list(self.pool.map(lambda index: task(work, index), range(count)))
+
+
+@lru_cache(maxsize=1)
+def _load() -> ctypes.CDLL:
+    path = library_path()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EdgeError(
+            "kernels.broken", f"{path} can't be loaded: {error}", "build it again: pip install ."
+        ) from error
+    library.edge_kernels_abi.restype = ctypes.c_uint32
+    if (found := library.edge_kernels_abi()) != ABI:
+        raise EdgeError(
+            "kernels.abi", f"{path} has ABI {found}, this edge wants {ABI}", "build it again: pip install ."
+        )
+    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    arguments = {
+        "edge_verify": [pointer, size],
+        "edge_check": [pointer, size, pointer],
+        "edge_kernel_at": [size, pointer],
+        "edge_linear_kernel": [pointer, size, number, number, pointer],
+        "edge_linear": [pointer, size, number, number, pointer, size, pointer, size, pointer, size, pointer],
+        "edge_embedding": [pointer, size, pointer, size, pointer, size],
+    }
+    for name, types in arguments.items():
+        getattr(library, name).argtypes = types
+    library.edge_status_text.restype = ctypes.c_char_p
+    library.edge_kernel_count.restype = size
+    return library
+
+
+def _check(status: int) -> None:
+    if status:
+        text = _load().edge_status_text(status).decode()
+        raise EdgeError("kernels.status", text, "check the weights and the shapes, or export the model again")
+
+
+def _shape(packed: Bytes) -> tuple[int, int]:
+    """(columns, rows) after the library checked the header."""
+    header = (ctypes.c_uint32 * 16)()
+    _check(_load().edge_check(*_bytes(packed), header))
+    return header[3], header[2]
+
+
+def _bytes(packed: Bytes) -> tuple[int, int]:
+    if packed.dtype != np.uint8 or not packed.flags.c_contiguous:
+        raise EdgeError("kernels.packed", f"packed weights are contiguous uint8, not {packed.dtype}")
+    return packed.ctypes.data, packed.size
+
+
+def _array(array: NDArray[Any] | None) -> tuple[int | None, int]:
+    return (None, 0) if array is None else (array.ctypes.data, array.size)
+
+
+def _isa(name: str | None) -> int:
+    if name is not None and name not in ISAS:
+        raise UsageError("kernels.isa", f"no instruction set is called '{name}'", nearest(name, ISAS))
+    return ISAS[name or "auto"]

@@ -1,0 +1,60 @@
+#include "task.h"
+
+namespace edge {
+namespace {
+
+constexpr uint32_t kInfinityBits = 0x7f800000u;
+
+// Bits of max |x|. As integers, magnitudes order like the floats they are, with infinities and NaNs above all others.
+uint32_t largest_magnitude(const float* x, size_t count) {
+  int32_t largest = 0;
+  for (size_t k = 0; k < count; ++k) {
+    const int32_t magnitude = load<int32_t>(x + k) & INT32_MAX;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return static_cast<uint32_t>(largest);
+}
+
+// rint(value), half to even, for |value| < 2^22: adding 1.5 * 2^23 leaves the integer in the low bits.
+EDGE_INLINE int32_t round_to_int(float value) {
+  const float shifted = value + 12582912.0f;
+  return load<int32_t>(&shifted) - 0x4b400000;
+}
+
+void quantize_token(const Geometry& matrix, const float* x, int8_t* q, float* scale) {
+  const uint32_t largest = largest_magnitude(x, matrix.columns);
+  const float step = float_from_bits(largest) / 127.0f;
+  const float inverse = 1.0f / step;
+  memset(q, 0, matrix.padded_columns);
+  if (largest >= kInfinityBits) {
+    *scale = float_from_bits(0x7fc00000u);
+    return;
+  }
+  if ((load<uint32_t>(&inverse) & INT32_MAX) >= kInfinityBits) {
+    *scale = 0.0f;
+    return;
+  }
+  *scale = step;
+  for (size_t k = 0; k < matrix.columns; ++k) {
+    int32_t code = round_to_int(x[k] * inverse);
+    code = code > 127 ? 127 : code;
+    q[k] = static_cast<int8_t>(code < -127 ? -127 : code);
+  }
+}
+
+}  // namespace
+
+void quantize_activations(const Geometry& matrix, const float* x, size_t first, size_t end, int8_t* q, int32_t* sums,
+                          float* scales) {
+  for (size_t token = first; token < end; ++token) {
+    int8_t* codes = q + token * matrix.padded_columns;
+    quantize_token(matrix, x + token * matrix.columns, codes, scales + token);
+    for (size_t group = 0; group < matrix.groups; ++group) {
+      int32_t sum = 0;
+      for (size_t k = 0; k < matrix.columns_of(group); ++k) sum += *codes++;
+      sums[token * matrix.groups + group] = sum;
+    }
+  }
+}
+
+}  // namespace edge

@@ -1,0 +1,88 @@
+// Kernels in plain C++: the twin that every other instruction set is compared with, and the one for CPUs without them.
+#include "affine_a8.h"
+#include "affine_f32.h"
+
+namespace edge {
+namespace {
+
+struct Portable {
+  struct Ints {
+    int32_t lane[kRows];
+  };
+  struct Floats {
+    float lane[kRows];
+  };
+  static constexpr int kTokens = 4;
+  template <uint32_t Bits>
+  static constexpr int tiles = 1;
+  template <uint32_t Bits>
+  static constexpr int code_offset = 0;
+
+  static Floats zero() { return {}; }
+
+  static Ints start(int32_t value) {
+    Ints ints;
+    for (int32_t& lane : ints.lane) lane = value;
+    return ints;
+  }
+
+  static Ints start(const uint8_t* zeros, int32_t offset, int32_t sum) {
+    Ints ints;
+    for (size_t row = 0; row < kRows; ++row) ints.lane[row] = (offset - zeros[row]) * sum;
+    return ints;
+  }
+
+  template <uint32_t Bits, int Tokens, int Tiles>
+  static void dot32(const uint8_t* step, size_t, const int8_t* q, size_t q_stride, Ints (&sum)[Tokens][Tiles]) {
+    for (size_t quad = 0; quad < kStep / 4; ++quad) {
+      int16_t codes[4][kRows];
+      for (size_t k = 0; k < 4; ++k) {
+        for (size_t row = 0; row < kRows; ++row) codes[k][row] = code_at<Bits>(step, row, 4 * quad + k);
+      }
+      for (int token = 0; token < Tokens; ++token) {
+        const int8_t* a = q + token * q_stride + 4 * quad;
+        for (size_t row = 0; row < kRows; ++row) {
+          sum[token][0].lane[row] +=
+              codes[0][row] * a[0] + codes[1][row] * a[1] + codes[2][row] * a[2] + codes[3][row] * a[3];
+        }
+      }
+    }
+  }
+
+  static Floats scales(const uint8_t* halves) {
+    Floats floats;
+    for (size_t row = 0; row < kRows; ++row) floats.lane[row] = float_from_half(load<uint16_t>(halves + 2 * row));
+    return floats;
+  }
+
+  static Floats add_scaled(Floats total, const Ints& sum, const Floats& scales) {
+    for (size_t row = 0; row < kRows; ++row) total.lane[row] += static_cast<float>(sum.lane[row]) * scales.lane[row];
+    return total;
+  }
+
+  static Floats scaled(Floats floats, float factor) {
+    for (float& lane : floats.lane) lane *= factor;
+    return floats;
+  }
+
+  static Floats add(Floats a, const Floats& b) {
+    for (size_t row = 0; row < kRows; ++row) a.lane[row] += b.lane[row];
+    return a;
+  }
+
+  static Floats load_floats(const float* from) { return load<Floats>(from); }
+
+  static void store(float* to, const Floats& floats) { memcpy(to, floats.lane, sizeof(floats.lane)); }
+};
+
+}  // namespace
+}  // namespace edge
+
+EDGE_A8_KERNEL(2, portable, Portable)
+EDGE_A8_KERNEL(3, portable, Portable)
+EDGE_A8_KERNEL(4, portable, Portable)
+EDGE_A8_KERNEL(8, portable, Portable)
+EDGE_F32_KERNEL(2, portable)
+EDGE_F32_KERNEL(3, portable)
+EDGE_F32_KERNEL(4, portable)
+EDGE_F32_KERNEL(8, portable)

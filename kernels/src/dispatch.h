@@ -1,0 +1,19 @@
+// Which kernel runs: the table of kernels.inc against what the CPU has.
+#pragma once
+
+#include "task.h"
+
+namespace edge {
+
+struct Kernel {
+  const char* name;
+  uint32_t bits;
+  edge_activations activations;
+  edge_isa isa;
+  LinearKernel run;
+};
+
+// The fastest kernel for these weights on this CPU, no newer than `cap` (EDGE_AUTO: the environment's cap, if any).
+edge_status find_kernel(uint32_t bits, edge_activations activations, edge_isa cap, const Kernel** found);
+
+}  // namespace edge

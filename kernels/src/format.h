@@ -1,0 +1,44 @@
+// The packed format's arithmetic: sizes from the header, and one code out of a step. The diagrams are in
+// edge_kernels.h.
+#pragma once
+
+#include "edge_kernels.h"
+#include "support.h"
+
+namespace edge {
+
+constexpr size_t kRows = EDGE_TILE_ROWS;
+constexpr size_t kStep = EDGE_STEP_COLUMNS;
+constexpr size_t kScaleBytes = 2 * kRows;  // of one group in one tile
+
+// Sizes that follow from a checked header.
+struct Geometry {
+  uint32_t bits;
+  size_t rows, columns;
+  size_t padded_columns;  // a multiple of kStep
+  size_t group_columns;   // of every group but the last
+  size_t groups, tiles;
+  size_t head_bytes;  // scales and zero points before each pair of groups
+  size_t tile_bytes;
+  bool zero_points;
+
+  EDGE_INLINE size_t columns_of(size_t group) const {
+    return smaller(group_columns, padded_columns - group * group_columns);
+  }
+  EDGE_INLINE size_t step_bytes() const { return 64 * bits; }
+};
+
+Geometry geometry_of(const edge_packed_header& header);
+
+// Code of `row` (0-15) and `column` (0-31) in the step that starts at `step`.
+template <uint32_t Bits>
+EDGE_INLINE uint32_t code_at(const uint8_t* step, size_t row, size_t column) {
+  const size_t lane = 4 * row + (column & 3), quad = column / 4;
+  if constexpr (Bits == 8) return step[64 * quad + lane];
+  if constexpr (Bits == 4) return (step[64 * (quad / 2) + lane] >> (4 * (quad & 1))) & 15u;
+  const uint32_t low = (step[64 * (quad / 4) + lane] >> (2 * (quad & 3))) & 3u;
+  if constexpr (Bits == 2) return low;
+  return low | ((step[128 + lane] >> quad) & 1u) << 2;
+}
+
+}  // namespace edge

@@ -1,0 +1,53 @@
+// What a kernel may use: fixed-size types, a few C library functions, and nothing of C++'s runtime. So the same sources
+// link into a Python package, an app or a static runner without a C++ library.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+extern "C" {
+void* memcpy(void* to, const void* from, size_t bytes);
+void* memset(void* to, int value, size_t bytes);
+void* malloc(size_t bytes);
+void free(void* memory);
+}
+
+#define EDGE_INLINE inline __attribute__((always_inline))
+#if defined(__clang__)
+#define EDGE_UNROLL _Pragma("unroll")
+#else
+#define EDGE_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace edge {
+namespace {  // internal linkage: each instruction set's file keeps its own copy, or the linker would mix them
+
+template <class T>
+EDGE_INLINE T load(const void* from) {
+  T value;
+  memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+template <class T>
+EDGE_INLINE T smaller(T a, T b) {
+  return a < b ? a : b;
+}
+
+EDGE_INLINE float float_from_bits(uint32_t bits) {
+  return load<float>(&bits);
+}
+
+// Exact for every fp16 value: normal numbers by moving the exponent's bias, subnormal ones by one exact subtraction.
+EDGE_INLINE float float_from_half(uint16_t half) {
+  const uint32_t sign = (half & 0x8000u) << 16, magnitude = half & 0x7fffu;
+  if (magnitude < 0x0400u) {
+    const float value = float_from_bits(0x3f000000u + magnitude) - 0.5f;
+    return sign ? -value : value;
+  }
+  const uint32_t bias = magnitude >= 0x7c00u ? (255u - 31u) << 23 : (127u - 15u) << 23;
+  return float_from_bits(sign | ((magnitude << 13) + bias));
+}
+
+}  // namespace
+}  // namespace edge
