@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from edge.core import files
 from edge.core.errors import EdgeError
-from edge.core.weight import Affine, CompressedTensor, Dense, unpack_bits
+from edge.core.weight import Affine, CompressedTensor, Dense
 from edge.models import folder as hf_folder
 from edge.models import hub
 from edge.models.describe import describe, tensor_shapes
 from edge.models.spec import DecoderSpec, Linear
 from edge.models.store import TensorStore, damaged
+from edge.models.stored import from_stored, stored_names
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -58,17 +59,14 @@ class Checkpoint:
         self.spec: DecoderSpec = describe(config)
         self.recipe: dict[str, Any] | None = settings.recipe if settings else None
         self.activations: Literal["a8", "f32"] = settings.activations if settings else "f32"
+        self.compressed = settings is not None
         self.encodings: Mapping[str, Affine] = settings.encodings if settings else {}
         self._store = store
         self._write_tokenizer = write_tokenizer
         self._generation = generation
         self._shapes = tensor_shapes(self.spec)
         self._stored_names = _match(store.shapes(), self._shapes, self.encodings, self.spec)
-        self._transposed = {m.weight for layer in self.spec.layers for g in layer.linears() for m in g if m.transposed}
-
-    @property
-    def compressed(self) -> bool:
-        return bool(self.encodings)
+        self.transposed = {m.weight for layer in self.spec.layers for g in layer.linears() for m in g if m.transposed}
 
     @cached_property
     def sha256(self) -> str:
@@ -105,6 +103,11 @@ class Checkpoint:
         """Shape of a tensor as Hugging Face stores it."""
         return self._shapes[name]
 
+    def matrix_shape(self, name: str) -> tuple[int, int]:
+        """[out_features, in_features] (or [vocabulary, hidden]) of a matrix, however it is stored."""
+        rows, columns = self._shapes[name][::-1] if name in self.transposed else self._shapes[name]
+        return rows, columns
+
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor as Hugging Face stores it, in its stored type; float32 for a compressed one.
 
@@ -112,7 +115,7 @@ class Checkpoint:
         """
         if name in self.encodings:
             dense = torch.from_numpy(self.matrix(name).dequantize())
-            return dense.T.contiguous() if name in self._transposed else dense
+            return dense.T.contiguous() if name in self.transposed else dense
         (stored,) = self._stored_names[name]
         tensor = self._store.read(stored)
         if not tensor.is_floating_point():
@@ -126,11 +129,10 @@ class Checkpoint:
         Turned where the checkpoint stores it as [in_features, out_features]. `linear` may be a tensor's name.
         """
         name = linear if isinstance(linear, str) else linear.weight
-        transposed = name in self._transposed
         if name in self.encodings:
-            return self._affine(name, transposed)
+            return self._affine(name)
         tensor = self.tensor(name)
-        tensor = (tensor.T if transposed else tensor).contiguous()
+        tensor = (tensor.T if name in self.transposed else tensor).contiguous()
         if tensor.dtype not in DTYPE_NAMES:
             tensor = tensor.float()
         values = tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
@@ -149,15 +151,10 @@ class Checkpoint:
         """Write tokenizer, chat template and generation configuration into `folder`."""
         self._write_tokenizer(folder)
 
-    def _affine(self, name: str, transposed: bool) -> CompressedTensor:
-        encoding, shape = self.encodings[name], self._shapes[name]
-        rows, columns = shape[::-1] if transposed else shape
-        read = {stored.rpartition(".")[2]: self._store.read(stored).numpy() for stored in self._stored_names[name]}
-        parts = {"codes": unpack_bits(read["codes"], encoding.bits, columns), "scales": read["scales"]}
-        _check_finite(self.source, name, torch.from_numpy(read["scales"]))
-        if encoding.grid == "zero_point":
-            parts["zero_points"] = unpack_bits(read["zero_points"], encoding.bits, encoding.groups(columns))
-        return CompressedTensor(name, (rows, columns), encoding, parts)
+    def _affine(self, name: str) -> CompressedTensor:
+        names = self._stored_names[name]
+        _check_finite(self.source, name, self._store.read(names[1]))
+        return from_stored(name, self.matrix_shape(name), self.encodings[name], self._store.read, names)
 
     def _special_token(self, field: str) -> Any:
         value = self._generation.get(field)  # what `generate` would obey comes first
@@ -234,7 +231,7 @@ def _match(
     prefix = f"{spec.base_path}."  # checkpoints of a bare base model leave it out
     names: dict[str, list[str]] = {}
     for name, shape in expected.items():
-        parts = _parts(name, encodings.get(name))
+        parts = stored_names(name, encodings[name]) if name in encodings else [name]
         if parts[0] not in stored and parts[0].removeprefix(prefix) in stored:
             parts = [part.removeprefix(prefix) for part in parts]
         for part in parts:
@@ -247,14 +244,6 @@ def _match(
         names[name] = parts
     _refuse_foreign(stored, names, spec)
     return names
-
-
-def _parts(name: str, encoding: Affine | None) -> list[str]:
-    if encoding is None:
-        return [name]
-    stem = name.removesuffix(".weight")
-    zeros = [f"{stem}.zero_points"] if encoding.grid == "zero_point" else []
-    return [f"{stem}.codes", f"{stem}.scales", *zeros]
 
 
 def _refuse_foreign(stored: Mapping[str, tuple[int, ...]], names: dict[str, list[str]], spec: DecoderSpec) -> None:

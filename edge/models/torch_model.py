@@ -66,7 +66,7 @@ def empty_model(config: PretrainedConfig, spec: DecoderSpec) -> PreTrainedModel:
 def fill(model: nn.Module, checkpoint: Checkpoint, names: list[str]) -> None:
     """Give modules of `model` the tensors `names` of the checkpoint: float32 of their own, or compressed."""
     for name in names:
-        path, _, leaf = name.rpartition(".")
+        path = name.rpartition(".")[0]
         module = model.get_submodule(path)
         if name in checkpoint.encodings:
             matrix = checkpoint.matrix(name)
@@ -74,8 +74,13 @@ def fill(model: nn.Module, checkpoint: Checkpoint, names: list[str]) -> None:
             model.set_submodule(path, compressed)
         else:
             # A copy even where it is float32 already: the checkpoint's memory belongs to its file.
-            values = checkpoint.tensor(name).to(torch.float32, copy=True)
-            module._parameters[leaf] = nn.Parameter(values, requires_grad=False)
+            put(model, name, checkpoint.tensor(name).to(torch.float32, copy=True))
+
+
+def put(model: nn.Module, name: str, values: torch.Tensor) -> None:
+    """Make `values` the parameter `name` of the model."""
+    path, _, leaf = name.rpartition(".")
+    model.get_submodule(path)._parameters[leaf] = nn.Parameter(values, requires_grad=False)
 
 
 def hollow(module: nn.Module, shape: tuple[int, int], encoding: Affine, activations: Activations) -> CompressedWeight:

@@ -1,0 +1,152 @@
+"""Uniform grids: how scales and zero points of a matrix are chosen, and rounding to them.
+
+All arithmetic runs on float16-rounded scales, the ones that are stored: what is measured here is what is shipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from edge.core.errors import EdgeError
+from edge.core.weight import Affine, CompressedTensor
+
+CHUNK = 1 << 21  # weights at a time: bounds the memory and stays in the caches
+CLIPS = 12
+
+
+@dataclass(frozen=True)
+class FittedGrid:
+    """`value = scale * (code - zero)`, per row and group: scales and zeros float32 [rows, groups]."""
+
+    encoding: Affine
+    scales: torch.Tensor
+    zeros: torch.Tensor
+
+    def encode(self, weight: torch.Tensor) -> torch.Tensor:
+        """Nearest codes uint8 of a matrix [rows, columns]."""
+        codes = torch.empty(weight.shape, dtype=torch.uint8)
+        for rows in _row_chunks(weight):
+            grouped = _grouped(weight[rows], self.encoding)
+            nearest = _round(grouped, self.scales[rows, :, None], self.zeros[rows, :, None], self.encoding.bits)
+            codes[rows] = nearest.flatten(1)[:, : weight.shape[1]].to(torch.uint8)
+        return codes
+
+    def tensor(self, name: str, codes: torch.Tensor) -> CompressedTensor:
+        """Codes uint8 [rows, columns] on this grid as a compressed tensor."""
+        parts = {"codes": codes.contiguous().numpy(), "scales": self.scales.half().numpy()}
+        if self.encoding.grid == "zero_point":
+            parts["zero_points"] = self.zeros.to(torch.uint8).numpy()
+        rows, columns = codes.shape
+        return CompressedTensor(name, (rows, columns), self.encoding, parts)
+
+
+def fit_grid(
+    weight: torch.Tensor, encoding: Affine, *, search: bool = True, importance: torch.Tensor | None = None
+) -> FittedGrid:
+    """Scales (and zero points) for a float32 matrix [rows, columns].
+
+    Without `search` the extreme weight of a group lies on the grid's end. With it, several clippings of the range and
+    both directions of the symmetric grid (it has one level more below zero than above) are tried, the best by squared
+    error is kept, and its scale is refined by least squares. Rounding stays rounding to the nearest level.
+    importance [columns] weights the squared errors.
+    """
+    rows, groups = weight.shape[0], encoding.groups(weight.shape[1])
+    scales, zeros = torch.empty(rows, groups), torch.empty(rows, groups)
+    weights = None if importance is None else _grouped(importance[None], encoding)
+    for chunk in _row_chunks(weight):
+        scales[chunk], zeros[chunk] = _fit(_grouped(weight[chunk], encoding), encoding, search, weights)
+    if not torch.isfinite(scales).all():
+        hint = "leave it out with a rule (exclude = true)"
+        raise EdgeError("compress.range", "a weight is too large for a float16 scale", hint)
+    return FittedGrid(encoding, scales, zeros)
+
+
+def _fit(
+    groups: torch.Tensor, encoding: Affine, search: bool, importance: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best of the candidates for groups [rows, groups, group_size]."""
+    best = _Best(groups, encoding.bits, importance)
+    for scale, zero in _candidates(groups, encoding, search):
+        best.offer(scale, zero)
+    if search:
+        for _ in range(2):
+            best.offer(best.least_squares_scale(), best.zero)
+    return best.scale, best.zero
+
+
+class _Best:
+    """Keeps the grid with the least squared error that it was offered, group by group."""
+
+    def __init__(self, groups: torch.Tensor, bits: int, importance: torch.Tensor | None) -> None:
+        self.groups, self.bits, self.importance = groups, bits, importance
+        self.error = torch.full(groups.shape[:2], torch.inf)
+        self.scale, self.zero = torch.zeros(groups.shape[:2]), torch.zeros(groups.shape[:2])
+
+    def offer(self, scale: torch.Tensor, zero: torch.Tensor) -> None:
+        scale = scale.half().float()
+        wide_scale, wide_zero = scale[..., None], zero[..., None]
+        levels = _round(self.groups, wide_scale, wide_zero, self.bits).sub_(wide_zero)
+        error = levels.mul_(wide_scale).sub_(self.groups).square_()
+        if self.importance is not None:
+            error *= self.importance
+        total = error.sum(-1)
+        better = total < self.error
+        self.error = torch.where(better, total, self.error)
+        self.scale = torch.where(better, scale, self.scale)
+        self.zero = torch.where(better, zero, self.zero)
+
+    def least_squares_scale(self) -> torch.Tensor:
+        """The scale that fits the present codes best: <w, q> / <q, q>."""
+        zero = self.zero[..., None]
+        levels = _round(self.groups, self.scale[..., None], zero, self.bits) - zero
+        weighted = levels if self.importance is None else levels * self.importance
+        norm = (weighted * levels).sum(-1)
+        return torch.where(norm > 0, (weighted * self.groups).sum(-1) / norm, self.scale)
+
+
+def _candidates(groups: torch.Tensor, encoding: Affine, search: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Scales and zeros [rows, groups] to try, the plain one first."""
+    top = (1 << encoding.bits) - 1
+    # The fewer levels, the more it pays to clip: 2 bits down to half of the range, 8 bits hardly at all.
+    lowest = 1 - 2.0 / (1 << encoding.bits)
+    clips = torch.linspace(1.0, lowest, CLIPS).tolist() if search and encoding.bits < 8 else [1.0]
+    if encoding.grid == "zero_point":
+        low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+        for clip in clips:
+            scale = ((high - low) * (clip / top)).half().float()
+            yield scale, _divide(-low * clip, scale).round_().clamp_(0, top)
+        return
+    half = encoding.symmetric_zero
+    extreme = torch.where(groups.amax(-1) > -groups.amin(-1), groups.amax(-1), groups.amin(-1))
+    zero = torch.full_like(extreme, half)
+    for clip in clips:
+        yield extreme * (-clip / half), zero
+        if search:
+            yield extreme * (clip / (half - 1)), zero
+
+
+def _round(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
+    return _divide(weight, scale).round_().add_(zero).clamp_(0, (1 << bits) - 1)
+
+
+def _divide(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """weight / scale, 0 where the scale is 0 (a group of zeros)."""
+    return weight * torch.where(scale == 0, 0, 1 / scale)
+
+
+def _grouped(weight: torch.Tensor, encoding: Affine) -> torch.Tensor:
+    """[rows, columns] as [rows, groups, group_size]; a short last group is filled with zeros."""
+    rows, columns = weight.shape
+    size = encoding.group_size or columns
+    padded = F.pad(weight, (0, -columns % size))
+    return padded.reshape(rows, -1, size)
+
+
+def _row_chunks(weight: torch.Tensor) -> Iterator[slice]:
+    step = max(1, CHUNK // weight.shape[1])
+    for start in range(0, weight.shape[0], step):
+        yield slice(start, start + step)

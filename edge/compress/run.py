@@ -1,0 +1,157 @@
+"""The compression pipeline: layer by layer, resumable, in bounded memory.
+
+The work is cut into units: the embeddings, every decoder layer, the rest (final norm and head). A unit's weights are
+read, compressed and written to a file of their own before the next unit is touched. Where a method needs calibration,
+hidden states walk along: a layer's inputs come from layers that are compressed already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from edge import __version__
+from edge.compress.calibrate import CalibrationText, read_text, token_windows
+from edge.compress.layerwise import LayerwiseRun
+from edge.compress.method import Task, plan
+from edge.compress.partial import PartialModel, Tensors, job_key
+from edge.core.console import Ticker, progress
+from edge.core.errors import EdgeError
+from edge.core.files import SCHEMA, atomic_folder, refuse_existing, write_json
+from edge.core.recipe import Recipe, load_recipe
+from edge.models.checkpoint import Checkpoint, open_checkpoint
+from edge.models.stored import to_stored
+from edge.models.torch_model import empty_model
+
+
+def compress(
+    source: str | Path,
+    recipe: Recipe | str,
+    output: Path,
+    *,
+    calibration_text: Path | None = None,
+    force: bool = False,
+) -> Path:
+    """Compress the checkpoint at `source` and write a Hugging Face folder; return it.
+
+    recipe: a preset's name, a TOML file or a `Recipe`. calibration_text goes before the file that the recipe names.
+    A run that was interrupted goes on where it was when it is started again with the same inputs. Raises `EdgeError`.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    output = Path(output)
+    refuse_existing(output, force=force)
+    checkpoint = open_checkpoint(source)
+    if checkpoint.compressed:
+        raise EdgeError("compress.twice", f"{source} is compressed already", "start from the original checkpoint")
+    tasks = plan(recipe, checkpoint.spec.matrices())
+    calibrated = any(task.method.CALIBRATED for task in tasks.values())
+    text = read_text(recipe.calibration, calibration_text) if calibrated else None
+    job = Job(checkpoint, recipe, tasks, text)
+    with atomic_folder(output, force=force, resume=True) as folder:
+        job.run(folder)
+    return output
+
+
+@dataclass
+class Job:
+    """One compression of one checkpoint."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    tasks: Mapping[str, Task]
+    text: CalibrationText | None
+
+    @cached_property
+    def units(self) -> list[list[str]]:
+        """Names of the tensors of every unit, in the order of the data."""
+        spec = self.checkpoint.spec
+        modules = [[spec.embedding, spec.position_embedding], *([layer.name] for layer in spec.layers)]
+        modules.append([spec.final_norm.name, spec.head])
+        prefixes = [tuple(f"{name}." for name in unit if name) for unit in modules]
+        return [[name for name in self.checkpoint.names() if name.startswith(prefix)] for prefix in prefixes]
+
+    def run(self, folder: Path) -> None:
+        """Fill `folder`, leaving out the units that are there."""
+        partial = PartialModel(folder, self._key(), len(self.units))
+        self.checkpoint.save_tokenizer(folder)
+        with progress(f"Compressing to {self.recipe.name}", len(self.units)) as tick:
+            if self.text is None:
+                self._run_plain(partial, tick)
+            else:
+                context = self.checkpoint.spec.context_length
+                windows = token_windows(self.text.text, folder, self.recipe.calibration, context)
+                LayerwiseRun(self, partial, windows).run(tick)
+        partial.close()
+        self._write_config(folder)
+
+    def _run_plain(self, partial: PartialModel, tick: Ticker) -> None:
+        for unit in range(len(self.units)):
+            self.plain_unit(unit, partial)
+            tick()
+
+    def plain_unit(self, unit: int, partial: PartialModel) -> None:
+        """Write a unit whose methods need no calibration, unless it is there."""
+        if partial.finished(unit):
+            return
+        tensors: Tensors = {}
+        for name in self.units[unit]:
+            if name in self.tasks:
+                weight = torch.from_numpy(self.checkpoint.matrix(name).dequantize())
+                tensors |= to_stored(self.tasks[name].run(name, weight, None))
+            else:
+                tensors[name] = self.checkpoint.tensor(name)
+        partial.write(unit, tensors)
+        self.checkpoint.release()
+
+    def _key(self) -> str:
+        text = self.text.sha256 if self.text else None
+        resolved = {name: task.resolved for name, task in self.tasks.items()}
+        config = self._plain_config()
+        return job_key(self.checkpoint.sha256, config, self.recipe, resolved, text, tool_versions())
+
+    def _plain_config(self) -> dict[str, Any]:
+        """The checkpoint's own configuration as JSON, without paths."""
+        config: dict[str, Any] = msgspec.json.decode(self.checkpoint.config.to_json_string(use_diff=False))
+        config.pop("_name_or_path", None)
+        config["dtype"] = config.get("dtype") or "float32"
+        return config
+
+    def _write_config(self, folder: Path) -> None:
+        checkpoint = self.checkpoint
+        config = self._plain_config()
+        config["architectures"] = [type(empty_model(checkpoint.config, checkpoint.spec)).__name__]
+        encodings = {name: task.options.encoding for name, task in self.tasks.items()}
+        config["quantization_config"] = {
+            "quant_method": "edge",
+            "schema": SCHEMA,
+            "activations": self.recipe.activations,
+            "encodings": encodings,
+        }
+        config["edge"] = {
+            "schema": SCHEMA,
+            "recipe": self.recipe,
+            "resolved": {name: task.resolved for name, task in self.tasks.items()},
+            "source": source_name(checkpoint.source),
+            "source_sha256": checkpoint.sha256,
+            "calibration_sha256": self.text.sha256 if self.text else None,
+            "tool_versions": tool_versions(),
+        }
+        write_json(folder / "config.json", config)
+
+
+def source_name(source: str) -> str:
+    """How the artefact names its origin: a hub id, or the last part of a path, never a path of this machine."""
+    return Path(source).name if Path(source).exists() else source
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what decides the result."""
+    import transformers
+
+    return {"edge": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
