@@ -7,15 +7,25 @@ def command(json: Json = False) -> None:
     """List the compression methods and the options they take."""
     import msgspec
 
+    from edge.compress.method import load_method
     from edge.core.plugins import METHODS
 
     rows = []
     for name in METHODS.names():
-        module = METHODS.load(name)
-        options = {f.name: f.default for f in msgspec.structs.fields(module.METHOD.options_type)}
-        rows.append({"name": name, "summary": module.METHOD.summary, "paper": module.METHOD.paper, "options": options})
+        method = load_method(name)
+        options = {field.name: field.default for field in msgspec.structs.fields(method.Options)}
+        summary = (method.__doc__ or "").strip().splitlines()[0]
+        rows.append({"name": name, "calibrated": method.CALIBRATED, "options": options, "summary": summary})
     if json:
         print_json(rows)
         return
-    shown = [(r["name"], ", ".join(f"{k}={v}" for k, v in r["options"].items()), r["summary"]) for r in rows]
-    print_table(("method", "options and defaults", "what it does"), shown)
+    shown = [
+        (
+            row["name"],
+            "yes" if row["calibrated"] else "no",
+            ", ".join(f"{key}={value}" for key, value in row["options"].items()),
+            row["summary"],
+        )
+        for row in rows
+    ]
+    print_table(("method", "needs text", "options and defaults", "what it does"), shown)
