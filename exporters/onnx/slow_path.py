@@ -45,7 +45,7 @@ class Operator:
 
     def slack_ns(self, tokens: int) -> int:
         """What the clock can't tell apart, and what a lookup may add to a plain copy of a row."""
-        return 2_000 if self.is_linear else 5_000 + 1_000 * tokens
+        return 2_000 + 200 * tokens if self.is_linear else 5_000 + 1_000 * tokens
 
 
 def slow_nodes(folder: Path, manifest: Manifest) -> list[str]:
@@ -56,9 +56,9 @@ def slow_nodes(folder: Path, manifest: Manifest) -> list[str]:
         ratios = _slower_phases(operator, folder, manifest.kernels)
         if ratios:
             alike = f" and {len(operator.layers) - 1} alike" if len(operator.layers) > 1 else ""
-            times = ", ".join(f"{ratio:.1f}x in {phase}" for phase, ratio in ratios.items())
-            shape = f"{operator.rows}x{operator.columns}"
-            found.append(f"{operator.layers[0]}{alike}: {operator.node.op_type} {shape} takes {times}")
+            times = " and ".join(f"{ratio:.1f}x (at {phase})" for phase, ratio in ratios.items())
+            name = f"{operator.node.op_type} {operator.rows}x{operator.columns}"
+            found.append(f"{operator.layers[0]}{alike}: {name} takes {times} as long as float32")
     return found
 
 
