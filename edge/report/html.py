@@ -1,0 +1,116 @@
+"""The report as one HTML file with everything inside: styles, plots and plotly itself. It loads nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from edge.core.files import full_disk_is_an_error, write_atomic
+from edge.core.measurement import Evaluation, Measurement
+from edge.profiles import statistics
+from edge.report import figures, method, table
+from edge.report.results import Row, join
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A headline number."""
+
+    title: str
+    value: str
+    unit: str
+    note: str
+
+
+def write(
+    evaluations: Sequence[Evaluation],
+    measurements: Sequence[Measurement],
+    path: Path,
+    *,
+    title: str = "edge report",
+) -> Path:
+    """Write the report to `path`. Raises `UsageError` for no results, `EdgeError` for a path that can't be written."""
+    page = render(evaluations, measurements, title=title)
+    with full_disk_is_an_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, page.encode("utf-8", "replace"))
+    return path
+
+
+def render(evaluations: Sequence[Evaluation], measurements: Sequence[Measurement], *, title: str) -> str:
+    """The page's text."""
+    rows = join(evaluations, measurements)
+    shown = figures.sections(rows)
+    return _template().render(
+        title=title,
+        subtitle=_subtitle(rows),
+        lead=rows[0].label,
+        tiles=tiles(rows[0]),
+        table=table.build(rows),
+        sections=shown,
+        figures_json=script_json([_plot(figure) for section in shown for figure in section.figures]),
+        facts=method.facts(rows),
+        caveats=method.caveats(rows),
+        plotly=_plotly() if shown else "",
+    )
+
+
+def tiles(row: Row) -> list[Tile]:
+    """The headline numbers of one row."""
+    size, unit = table.megabytes(row.stored_bytes).split()
+    bits = f"{row.bits_per_weight:.2f} bits per weight, {32 / row.bits_per_weight:.1f}× less than fp32"
+    shown = [Tile("Size on disk", size, unit, bits)]
+    if row.evaluation:
+        lost = table.change(row.evaluation)
+        note = f"{lost} against the original" if lost else f"on {row.evaluation.text}"
+        shown.append(Tile("Perplexity", table.perplexity(row.evaluation.perplexity), "", note))
+    if row.measurement:
+        decode = statistics.decode_tokens_per_s(row.measurement)
+        first = statistics.ttft_ms(row.measurement)
+        prompt = f"after {row.measurement.protocol.prompt_tokens} tokens"
+        peak, unit = table.megabytes(row.measurement.peak_bytes).split()
+        shown.append(Tile("Decode", table.number(decode.median), "tokens/s", table.spread(decode)))
+        shown.append(Tile("First token", table.number(first.median), "ms", prompt))
+        shown.append(Tile("Peak memory", peak, unit, "whole process"))
+    return shown
+
+
+def _plot(figure: figures.Figure) -> dict[str, Any]:
+    return {"name": figure.name, "data": figure.data, "layout": figure.layout}
+
+
+def script_json(value: Any) -> str:
+    """JSON that can stand inside a <script>: no `<` can end it or open a comment."""
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _subtitle(rows: Sequence[Row]) -> str:
+    names = dict.fromkeys(known.name for row in rows for known in (row.measurement, row.evaluation) if known)
+    machines = dict.fromkeys(str(r.measurement.device.get("cpu", "")) for r in rows if r.measurement)
+    return " · ".join([", ".join(names), *filter(None, [", ".join(filter(None, machines))])])
+
+
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
+
+
+@cache
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs().replace("</script", "<\\/script")

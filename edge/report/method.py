@@ -1,0 +1,134 @@
+"""How the numbers of a report came about, and what they don't say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from edge.core.bundle import Gates
+from edge.core.measurement import Evaluation, Measurement
+from edge.profiles.protocol import CV_GATE
+from edge.profiles.statistics import decode_tokens_per_s
+from edge.report.results import Row, gates_of
+from edge.report.table import megabytes
+
+Facts = list[tuple[str, str]]
+
+
+def facts(rows: Sequence[Row]) -> list[tuple[str, Facts]]:
+    """Headed lists of name and value: device, protocol, text, export gates. What all rows share is said once."""
+    measured = [(row.label, row.measurement) for row in rows if row.measurement]
+    evaluated = [(row.label, row.evaluation) for row in rows if row.evaluation]
+    gates = [(label, found) for label, m in measured if (found := gates_of(m)) is not None]
+    return [
+        *_shared("Device", measured, lambda m: _device(m.device)),
+        *_shared("Speed and memory", measured, _protocol),
+        *_shared("Quality", evaluated, _text),
+        *_shared("Export gates", gates, _gates),
+    ]
+
+
+def caveats(rows: Sequence[Row]) -> list[str]:
+    """What a reader should know before using the numbers."""
+    measurements = [row.measurement for row in rows if row.measurement]
+    evaluations = [row.evaluation for row in rows if row.evaluation]
+    return [*_about_speed(rows, measurements), *_about_quality(evaluations)]
+
+
+def _shared(
+    heading: str, items: Sequence[tuple[str, Any]], describe: Callable[[Any], Facts]
+) -> list[tuple[str, Facts]]:
+    found: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for label, item in items:
+        found.setdefault(tuple(describe(item)), []).append(label)
+    if len(found) < 2:
+        return [(heading, list(described)) for described in found]
+    return [(f"{heading}: {'; '.join(labels)}", list(described)) for described, labels in found.items()]
+
+
+def _device(device: dict[str, Any]) -> Facts:
+    """A fingerprint in words, whatever fields it has."""
+    shown = {
+        "Processor": device.get("cpu"),
+        "Cores": device.get("cores"),
+        "Instruction sets": " ".join(device.get("isa") or []),
+        "Caches": ", ".join(f"{name} {size}" for name, size in (device.get("caches") or {}).items()),
+        "Memory": megabytes(device["memory_bytes"]) if device.get("memory_bytes") else None,
+        "Frequency governor": device.get("governor") or "not known",
+        "System": ", ".join(str(device[key]) for key in ("os", "kernel") if device.get(key)),
+        "Software": ", ".join(f"{name} {found}" for name, found in (device.get("libraries") or {}).items()),
+    }
+    return [(name, str(value)) for name, value in shown.items() if value]
+
+
+def _protocol(measurement: Measurement) -> Facts:
+    plan = measurement.protocol
+    speeds = {khz for repetition in measurement.repetitions for khz in repetition.frequency_khz}
+    clock = f"{min(speeds) / 1e6:.2f} to {max(speeds) / 1e6:.2f} GHz as the system tells it" if speeds else "not known"
+    conversation = f"{plan.prompt_tokens} random prompt tokens, then {plan.generated_tokens} greedy ones, batch 1"
+    load = "a new session, its files out of the page cache where the system allows that; the engine was imported"
+    return [
+        ("Conversation", conversation),
+        ("Repetitions", f"{plan.repetitions} after {plan.warm_ups} warm-ups, in a process of their own"),
+        ("Threads", str(plan.threads) if plan.threads else "chosen by the runtime"),
+        ("Timing", "each step until its token is picked, so prefill is the time to the first token"),
+        ("Load", load),
+        ("Clock", clock),
+        ("Runtime", f"{measurement.runtime}, {measurement.kernels} kernels"),
+    ]
+
+
+def _text(evaluation: Evaluation) -> Facts:
+    facts = [
+        ("Text", f"{evaluation.text}, sha256 {evaluation.text_sha256[:12]}"),
+        ("Windows", f"{evaluation.context_length} positions, not overlapping; the first is never predicted"),
+        ("Predicted", f"{evaluation.tokens:,} tokens"),
+    ]
+    if evaluation.original:
+        facts.append(("Against", f"{evaluation.original}, window by window; KL is KL(original ‖ compressed) per token"))
+    return facts
+
+
+def _gates(gates: Gates) -> Facts:
+    return [
+        ("Parity with PyTorch", f"KL {gates.kl_divergence_mean:.2g} nats, limit {gates.kl_divergence_limit:.2g}"),
+        ("Top-1 agreement", f"{gates.top1_agreement:.1%}"),
+        ("Largest logit error", f"{gates.max_abs_logit_error:.3g}"),
+        ("Weights read back", "bit-equal" if gates.codes_equal else "not equal"),
+        ("Slower than fp32", ", ".join(gates.slow_nodes) or "no operator"),
+    ]
+
+
+def _about_speed(rows: Sequence[Row], measurements: Sequence[Measurement]) -> list[str]:
+    said = []
+    noisy = [row.label for row in rows if row.measurement and decode_tokens_per_s(row.measurement).cv > CV_GATE]
+    if noisy:
+        said.append(
+            f"Decode speed varied by more than {CV_GATE:.0%} (CV) between repetitions for {'; '.join(noisy)}, after "
+            "extra repetitions: something else was running. Read these with their spread."
+        )
+    if any(m.device.get("virtual_machine") for m in measurements):
+        said.append("Measured in a virtual machine: neighbours and the host's clock are out of sight.")
+    if len({str(m.device) for m in measurements}) > 1:
+        said.append("The rows were not all measured on the same machine and software: don't compare their speeds.")
+    if measurements:
+        said.append(
+            "Peak memory is that of the whole process, with Python and the runtime in it; weights that are mapped "
+            "from a file count once they were touched."
+        )
+    reasons = sorted({m.energy.reason for m in measurements if m.energy.energy_uj is None})
+    if reasons:
+        said.append(f"No energy is given: {'; '.join(reasons)}.")
+    return said
+
+
+def _about_quality(evaluations: Sequence[Evaluation]) -> list[str]:
+    said = []
+    if len({(e.text_sha256, e.context_length) for e in evaluations}) > 1:
+        said.append("The rows were not all evaluated on the same text and context: don't compare their perplexities.")
+    if evaluations:
+        said.append(
+            "Perplexity is per token of this model's tokenizer, on one text: compare it between versions of one model, "
+            "not between models. It says little about following instructions or about facts."
+        )
+    return said

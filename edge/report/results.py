@@ -1,0 +1,126 @@
+"""Results of `edge evaluate` and `edge profile`, read from files and joined into the rows of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edge.core.bundle import MANIFEST, Gates, Manifest
+from edge.core.errors import EdgeError, UsageError
+from edge.core.files import read_json, sha256
+from edge.core.measurement import Evaluation, Measurement
+
+
+@dataclass(frozen=True)
+class Results:
+    evaluations: list[Evaluation]
+    measurements: list[Measurement]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a report: what is known of its quality, its speed, or both. `label` is unique in a report."""
+
+    label: str
+    evaluation: Evaluation | None
+    measurement: Measurement | None
+
+    @property
+    def stored_bytes(self) -> int:
+        return _either(self).stored_bytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        return _either(self).bits_per_weight
+
+
+class _Fields(msgspec.Struct):
+    """Tells the two kinds of file apart."""
+
+    perplexity: float | None = None
+    repetitions: list[msgspec.Raw] | None = None
+
+
+def load_results(paths: Sequence[Path]) -> Results:
+    """Read result files of either kind. Raises `EdgeError` for a file that is missing, damaged or of another kind."""
+    results = Results([], [])
+    for path in paths:
+        kind = _kind(path)
+        if kind.perplexity is not None:
+            results.evaluations.append(read_json(path, Evaluation))
+        elif kind.repetitions is not None:
+            results.measurements.append(read_json(path, Measurement))
+        else:
+            hint = "give the JSON files that `edge evaluate -o` and `edge profile -o` write"
+            raise UsageError("report.kind", f"{path} is neither an evaluation nor a measurement", hint)
+    return results
+
+
+def _kind(path: Path) -> _Fields:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Fields)
+    except OSError as error:
+        raise UsageError("report.missing", f"can't read {path}: {error.strerror}", "check the path") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EdgeError("file.corrupt", f"{path}: {error}", "the file is damaged or of another kind") from error
+
+
+def join(evaluations: Sequence[Evaluation], measurements: Sequence[Measurement]) -> list[Row]:
+    """A row per measurement, with the evaluation of the same bundle; then a row per evaluation left over.
+
+    Raises `UsageError` where there is nothing to report.
+    """
+    if not evaluations and not measurements:
+        raise UsageError("report.empty", "there are no results to report", "evaluate or profile a bundle first")
+    pairs: list[tuple[Evaluation | None, Measurement | None]] = []
+    for measurement in measurements:
+        pairs.append((next((e for e in evaluations if _same(e, measurement)), None), measurement))
+    used = {id(evaluation) for evaluation, _ in pairs}
+    pairs += [(evaluation, None) for evaluation in evaluations if id(evaluation) not in used]
+    names = {(m or e).name for e, m in pairs if m or e}  # type: ignore[union-attr]
+    return _unique([_label(e, m, one_model=len(names) == 1) for e, m in pairs], pairs)
+
+
+def gates_of(measurement: Measurement) -> Gates | None:
+    """What the export gates of the measured bundle found, where the very bundle is still there."""
+    manifest = Path(measurement.bundle) / MANIFEST
+    if not manifest.is_file() or sha256(manifest) != measurement.bundle_sha256:
+        return None
+    return read_json(manifest, Manifest).gates
+
+
+def _same(evaluation: Evaluation, measurement: Measurement) -> bool:
+    if evaluation.kind != "artefact":
+        return False
+    named = evaluation.name == measurement.name and evaluation.recipe == _recipe(measurement)
+    return evaluation.subject == measurement.bundle or named
+
+
+def _recipe(measurement: Measurement) -> str:
+    return f"{measurement.recipe}, {measurement.kernels} kernels"
+
+
+def _label(evaluation: Evaluation | None, measurement: Measurement | None, *, one_model: bool) -> str:
+    known = measurement or evaluation
+    recipe = _recipe(measurement) if measurement else evaluation.recipe if evaluation else ""
+    where = " in PyTorch" if evaluation and not measurement and evaluation.kind == "torch" else ""
+    name = known.name if known else ""
+    return f"{recipe}{where}" if one_model and recipe else f"{name} · {recipe}{where}".strip(" ·")
+
+
+def _unique(labels: Sequence[str], pairs: Sequence[tuple[Evaluation | None, Measurement | None]]) -> list[Row]:
+    rows: list[Row] = []
+    for position, (label, (evaluation, measurement)) in enumerate(zip(labels, pairs, strict=True)):
+        again = labels[:position].count(label)
+        rows.append(Row(f"{label} ({again + 1})" if again else label, evaluation, measurement))
+    return rows
+
+
+def _either(row: Row) -> Evaluation | Measurement:
+    known = row.measurement or row.evaluation
+    if known is None:
+        raise EdgeError("report.row", f"{row.label} has no results")
+    return known

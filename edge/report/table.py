@@ -1,0 +1,130 @@
+"""The headline table: what each metric shows of a model, for the page and for the card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from edge.core.measurement import Energy, Evaluation, Measurement
+from edge.profiles import statistics
+from edge.profiles.protocol import CV_GATE
+from edge.profiles.statistics import Summary
+from edge.report.results import Row
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value and, smaller, what to know about it."""
+
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Models side by side, a row per metric. Metrics that no model has a value for are left out."""
+
+    models: list[str]
+    metrics: list[tuple[str, list[Cell]]]
+
+
+def build(rows: Sequence[Row]) -> Table:
+    shown = [(title, [show(row) for row in rows]) for title, show in METRICS]
+    kept = [(title, [cell or Cell("–") for cell in cells]) for title, cells in shown if any(cells)]
+    return Table([row.label for row in rows], kept)
+
+
+def megabytes(count: float) -> str:
+    """Decimal megabytes; gigabytes from 10,000 of them."""
+    if count >= 1e10:
+        return f"{count / 1e9:,.1f} GB"
+    return f"{count / 1e6:,.1f} MB" if count < 1e8 else f"{count / 1e6:,.0f} MB"
+
+
+def number(value: float) -> str:
+    """Three digits or so."""
+    size = abs(value)
+    return f"{value:,.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"
+
+
+def spread(summary: Summary) -> str:
+    noisy = f", noisy: CV {summary.cv:.0%}" if summary.cv > CV_GATE else ""
+    return f"p10–p90 {number(summary.p10)}–{number(summary.p90)}{noisy}"
+
+
+def change(evaluation: Evaluation) -> str:
+    """By how much the perplexity differs from the original's, empty where that isn't known."""
+    if not evaluation.perplexity_original:
+        return ""
+    return f"{100 * (evaluation.perplexity / evaluation.perplexity_original - 1):+.1f}%"
+
+
+def energy(found: Energy) -> Cell:
+    """Gross and net per generated token, the prompt's share included; or why there is none."""
+    if found.energy_uj is None or not found.tokens:
+        return Cell("not available", found.reason)
+    gross = found.energy_uj / found.tokens / 1000
+    if found.idle_uw is None:
+        return Cell(f"{number(gross)} mJ/token", f"gross; {found.reason}")
+    seconds = found.duration_ns / 1e9
+    net = gross - found.idle_uw * seconds / found.tokens / 1000
+    doubt = (found.idle_spread_uw or 0) * seconds / found.tokens / 1000
+    if net <= doubt:
+        return Cell(f"{number(gross)} mJ/token", f"gross; net is below resolution; {found.reason}")
+    return Cell(f"{number(gross)} mJ/token", f"gross; net of idle {number(net)} ± {number(doubt)}; {found.reason}")
+
+
+def _size(row: Row) -> Cell:
+    return Cell(megabytes(row.stored_bytes), f"{row.bits_per_weight:.2f} bits per weight")
+
+
+def _perplexity(evaluation: Evaluation) -> Cell:
+    if not evaluation.perplexity_original:
+        return Cell(perplexity(evaluation.perplexity))
+    return Cell(
+        perplexity(evaluation.perplexity),
+        f"original {perplexity(evaluation.perplexity_original)}, {change(evaluation)}",
+    )
+
+
+def perplexity(value: float) -> str:
+    return f"{value:.2f}" if value < 1e4 else f"{value:.2e}"
+
+
+def _divergence(evaluation: Evaluation) -> Cell | None:
+    if evaluation.kl_divergence is None or evaluation.top1_agreement is None:
+        return None
+    return Cell(f"{evaluation.kl_divergence:.3g} nats", f"top-1 agreement {evaluation.top1_agreement:.1%}")
+
+
+def _peak(measurement: Measurement) -> Cell:
+    return Cell(megabytes(measurement.peak_bytes), "whole process")
+
+
+def _of_evaluation(show: Callable[[Evaluation], Cell | None]) -> Callable[[Row], Cell | None]:
+    return lambda row: None if row.evaluation is None else show(row.evaluation)
+
+
+def _of_measurement(show: Callable[[Measurement], Cell]) -> Callable[[Row], Cell | None]:
+    return lambda row: None if row.measurement is None else show(row.measurement)
+
+
+def _speed(samples: Callable[[Measurement], Summary], unit: str) -> Callable[[Row], Cell | None]:
+    def show(measurement: Measurement) -> Cell:
+        summary = samples(measurement)
+        return Cell(f"{number(summary.median)} {unit}", spread(summary))
+
+    return _of_measurement(show)
+
+
+METRICS: list[tuple[str, Callable[[Row], Cell | None]]] = [
+    ("Size", _size),
+    ("Perplexity", _of_evaluation(_perplexity)),
+    ("KL divergence", _of_evaluation(_divergence)),
+    ("Prefill", _speed(statistics.prefill_tokens_per_s, "tokens/s")),
+    ("Decode", _speed(statistics.decode_tokens_per_s, "tokens/s")),
+    ("Time to first token", _speed(statistics.ttft_ms, "ms")),
+    ("Load time", _of_measurement(lambda m: Cell(f"{number(m.load_ns / 1e6)} ms"))),
+    ("Peak memory", _of_measurement(_peak)),
+    ("Energy", _of_measurement(lambda m: energy(m.energy))),
+]
