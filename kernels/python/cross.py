@@ -19,12 +19,15 @@ from edge.kernels import elf
 PAGE = 16384
 LIBC = ("free", "getauxval", "getenv", "malloc", "memcpy", "memset")
 TARGETS = ("android-arm64",)
-COMPILE = (
-    "-std=c++17 -O3 -fPIC -ffreestanding -nostdinc++ -fno-exceptions -fno-rtti -fno-threadsafe-statics "
-    "-ffp-contract=off -fvisibility=hidden -fvisibility-inlines-hidden -fno-stack-protector -mno-outline-atomics "
-    "-fno-asynchronous-unwind-tables"
-).split()
-LINK = f"-shared -nostdlib -Wl,--no-undefined,--hash-style=both,--build-id=none,-s,-z,max-page-size={PAGE}".split()
+COMPILE = [
+    *("-std=c++17", "-O3", "-fPIC", "-ffreestanding", "-nostdinc++", "-ffp-contract=off", "-fno-exceptions"),
+    *("-fno-rtti", "-fno-threadsafe-statics", "-fno-stack-protector", "-fno-asynchronous-unwind-tables"),
+    *("-mno-outline-atomics", "-fvisibility=hidden", "-fvisibility-inlines-hidden"),
+]
+LINK = [
+    *("-shared", "-nostdlib", "-Wl,--no-undefined", "-Wl,--hash-style=both", "-Wl,--build-id=none", "-Wl,-s"),
+    f"-Wl,-z,max-page-size={PAGE}",
+]
 ISA_FLAGS = {"neon_dotprod": ["-march=armv8.2-a+dotprod"]}
 
 

@@ -234,7 +234,7 @@ def _heads(tensor: CompressedTensor, layout: Layout) -> Bytes:
 
 
 def _by_pair(values: NDArray[np.generic], layout: Layout) -> NDArray[np.generic]:
-    """[rows, groups] to [tiles, pairs, 32]: 16 rows of the first group, then of the second; zeros where there is none."""
+    """[rows, groups] to [tiles, pairs, 32]: 16 rows of the first group, then of the second; zeros past the end."""
     pairs = -(-layout.groups // 2)
     padded = np.zeros((layout.tiles * ROWS, 2 * pairs), values.dtype)
     padded[: layout.rows, : layout.groups] = values

@@ -44,7 +44,7 @@ def embedding(packed: Bytes, ids: NDArray[np.int64]) -> Floats:
 
 
 def _linear_a8(tensor: CompressedTensor, x: Floats) -> Floats:
-    """scale[m] * sum over groups, ascending, of float(exact integer sum) * weight scale; each step rounded to float32."""
+    """scale[m] * sum over groups, ascending, of float(exact integer sum) * weight scale; all in float32."""
     q, scale = quantize_activations(x)
     codes, scales = tensor.parts["codes"], tensor.parts["scales"].astype(np.float32)
     encoding = cast(Affine, tensor.encoding)

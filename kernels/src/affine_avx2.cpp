@@ -19,7 +19,7 @@ EDGE_INLINE __m256i field(__m256i value) {
   return _mm256_and_si256(Shift ? _mm256_srli_epi16(value, Shift) : value, _mm256_set1_epi8(Mask));
 }
 
-// The 8 quads of half a step: rows 8 * half .. 8 * half + 7. For 8 bits, the low or the high nibbles.
+// The 8 quads of half a step (8 rows: half of every atom). For 8 bits, the low or the high nibbles.
 template <uint32_t Bits, int Plane>
 EDGE_INLINE void unpack(const uint8_t* step, __m256i (&quads)[8]) {
   if constexpr (Bits == 8) {
@@ -82,19 +82,22 @@ struct Avx2 {
   template <uint32_t Bits, int Plane, int Tokens>
   static EDGE_INLINE void dot_plane(const uint8_t* step, const int8_t* q, size_t q_stride, Ints (&sum)[Tokens][1]) {
     const __m256i weight = _mm256_set1_epi16(Plane ? 16 : 1);
-    EDGE_UNROLL for (int h = 0; h < 2; ++h) {
-      __m256i quads[8], partial[Tokens];
-      unpack<Bits, Plane>(step + 32 * h, quads);
-      EDGE_UNROLL for (int j = 0; j < 8; ++j) {
-        EDGE_UNROLL for (int i = 0; i < Tokens; ++i) {
-          const __m256i a = _mm256_set1_epi32(load<int32_t>(q + i * q_stride + 4 * j));
-          const __m256i product = _mm256_maddubs_epi16(quads[j], a);
-          partial[i] = j ? _mm256_add_epi16(partial[i], product) : product;
+    __m256i quads[2][8], partial[Tokens][2];
+    unpack<Bits, Plane>(step, quads[0]);
+    unpack<Bits, Plane>(step + 32, quads[1]);
+    EDGE_UNROLL for (int j = 0; j < 8; ++j) {
+      EDGE_UNROLL for (int i = 0; i < Tokens; ++i) {
+        const __m256i a = _mm256_set1_epi32(load<int32_t>(q + i * q_stride + 4 * j));
+        EDGE_UNROLL for (int h = 0; h < 2; ++h) {
+          const __m256i product = _mm256_maddubs_epi16(quads[h][j], a);
+          partial[i][h] = j ? _mm256_add_epi16(partial[i][h], product) : product;
+          __asm__("" : "+x"(partial[i][h]));  // add now: GCC would keep all products for a tree of sums, and spill
         }
       }
-      EDGE_UNROLL for (int i = 0; i < Tokens; ++i) {
-        sum[i][0].half[h] = _mm256_add_epi32(sum[i][0].half[h], _mm256_madd_epi16(partial[i], weight));
-      }
+    }
+    EDGE_UNROLL for (int i = 0; i < Tokens * 2; ++i) {
+      __m256i& into = sum[i / 2][0].half[i % 2];
+      into = _mm256_add_epi32(into, _mm256_madd_epi16(partial[i / 2][i % 2], weight));
     }
   }
 

@@ -7,7 +7,7 @@ namespace {
 
 struct Portable {
   struct Ints {
-    int32_t lane[kRows];
+    int32_t lane[4 * kRows];  // four sums per row, in the order of the codes
   };
   struct Floats {
     float lane[kRows];
@@ -21,30 +21,29 @@ struct Portable {
   static Floats zero() { return {}; }
 
   static Ints start(int32_t value) {
-    Ints ints;
-    for (int32_t& lane : ints.lane) lane = value;
+    Ints ints = {};
+    for (size_t row = 0; row < kRows; ++row) ints.lane[4 * row] = value;
     return ints;
   }
 
   static Ints start(const uint8_t* zeros, int32_t offset, int32_t sum) {
-    Ints ints;
-    for (size_t row = 0; row < kRows; ++row) ints.lane[row] = (offset - zeros[row]) * sum;
+    Ints ints = {};
+    for (size_t row = 0; row < kRows; ++row) ints.lane[4 * row] = (offset - zeros[row]) * sum;
     return ints;
   }
 
   template <uint32_t Bits, int Tokens, int Tiles>
   static void dot32(const uint8_t* step, size_t, const int8_t* q, size_t q_stride, Ints (&sum)[Tokens][Tiles]) {
     for (size_t quad = 0; quad < kStep / 4; ++quad) {
-      int16_t codes[4][kRows];
-      for (size_t k = 0; k < 4; ++k) {
-        for (size_t row = 0; row < kRows; ++row) codes[k][row] = code_at<Bits>(step, row, 4 * quad + k);
-      }
+      int16_t codes[4 * kRows];
+      for (size_t lane = 0; lane < 4 * kRows; ++lane) codes[lane] = code_in_lane<Bits>(step, quad, lane);
       for (int token = 0; token < Tokens; ++token) {
         const int8_t* a = q + token * q_stride + 4 * quad;
-        for (size_t row = 0; row < kRows; ++row) {
-          sum[token][0].lane[row] +=
-              codes[0][row] * a[0] + codes[1][row] * a[1] + codes[2][row] * a[2] + codes[3][row] * a[3];
-        }
+        const int16_t four[4] = {a[0], a[1], a[2], a[3]};
+        int16_t activations[4 * kRows];
+        for (size_t row = 0; row < kRows; ++row) memcpy(activations + 4 * row, four, sizeof(four));
+        int32_t* into = sum[token][0].lane;
+        for (size_t lane = 0; lane < 4 * kRows; ++lane) into[lane] += codes[lane] * activations[lane];
       }
     }
   }
@@ -56,7 +55,10 @@ struct Portable {
   }
 
   static Floats add_scaled(Floats total, const Ints& sum, const Floats& scales) {
-    for (size_t row = 0; row < kRows; ++row) total.lane[row] += static_cast<float>(sum.lane[row]) * scales.lane[row];
+    for (size_t row = 0; row < kRows; ++row) {
+      const int32_t* four = sum.lane + 4 * row;
+      total.lane[row] += static_cast<float>(four[0] + four[1] + four[2] + four[3]) * scales.lane[row];
+    }
     return total;
   }
 

@@ -30,15 +30,20 @@ struct Geometry {
 
 Geometry geometry_of(const edge_packed_header& header);
 
+// Code in byte `lane` (4 * row + column % 4) of quad `quad` of the step that starts at `step`.
+template <uint32_t Bits>
+EDGE_INLINE uint8_t code_in_lane(const uint8_t* step, size_t quad, size_t lane) {
+  if constexpr (Bits == 8) return step[64 * quad + lane];
+  if constexpr (Bits == 4) return (step[64 * (quad / 2) + lane] >> (4 * (quad & 1))) & 15;
+  const uint8_t low = (step[64 * (quad / 4) + lane] >> (2 * (quad & 3))) & 3;
+  if constexpr (Bits == 2) return low;
+  return low | ((step[128 + lane] >> quad) & 1) << 2;
+}
+
 // Code of `row` (0-15) and `column` (0-31) in the step that starts at `step`.
 template <uint32_t Bits>
-EDGE_INLINE uint32_t code_at(const uint8_t* step, size_t row, size_t column) {
-  const size_t lane = 4 * row + (column & 3), quad = column / 4;
-  if constexpr (Bits == 8) return step[64 * quad + lane];
-  if constexpr (Bits == 4) return (step[64 * (quad / 2) + lane] >> (4 * (quad & 1))) & 15u;
-  const uint32_t low = (step[64 * (quad / 4) + lane] >> (2 * (quad & 3))) & 3u;
-  if constexpr (Bits == 2) return low;
-  return low | ((step[128 + lane] >> quad) & 1u) << 2;
+EDGE_INLINE uint8_t code_at(const uint8_t* step, size_t row, size_t column) {
+  return code_in_lane<Bits>(step, column / 4, 4 * row + column % 4);
 }
 
 }  // namespace edge
