@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +74,10 @@ def cross_build(target: str, out: Path) -> Path:
     root = _sources()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        objects = [_compile(compiler, root, source, Path(folder)) for source in _sources_for_arm(root)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(
+                pool.map(lambda source: _compile(compiler, root, source, Path(folder)), _sources_for_arm(root))
+            )
         stub = _stub_libc(compiler, Path(folder))
         library = Path(folder) / "libedge_kernels.so"
         soname = "-Wl,-soname,libedge_kernels.so"

@@ -56,6 +56,8 @@ def _parse(data: bytes) -> SharedLibrary:
     dynamic = next(s for s in segments if s.kind == PT_DYNAMIC)
     entries = list(struct.iter_unpack("<QQ", data[dynamic.offset : dynamic.offset + dynamic.size // 16 * 16]))
     tags = dict(reversed(entries))
+    if DT_HASH not in tags:
+        raise ValueError("its symbols can't be counted (link it with --hash-style=both)")
     strings = _offset(segments, tags[DT_STRTAB])
     needed = tuple(_string(data, strings + value) for tag, value in entries if tag == DT_NEEDED)
     symbols = _offset(segments, tags[DT_SYMTAB])

@@ -1,0 +1,45 @@
+// Compiled, never run: ort_abi.h against ONNX Runtime's own header. A slot with a wrong number is a compile error.
+#include <onnxruntime_c_api.h>
+
+#include "ort_abi.h"
+
+#define EDGE_ORT_SLOT(number, name, result, ...) \
+  static_assert(offsetof(OrtApi, name) == (number) * sizeof(void*), "slot of " #name);
+EDGE_ORT_SLOTS
+#undef EDGE_ORT_SLOT
+
+static_assert(ORT_API_VERSION >= edge::ort::kApiVersion, "a header older than the ABI in use can't check it");
+static_assert(offsetof(OrtApiBase, GetApi) == offsetof(edge::ort::ApiBase, GetApi), "");
+static_assert(int{ORT_FAIL} == edge::ort::kFail && int{ORT_INVALID_ARGUMENT} == edge::ort::kInvalidArgument, "");
+static_assert(int{ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED} == edge::ort::kUndefined, "");
+static_assert(int{ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT} == edge::ort::kFloat, "");
+static_assert(int{ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8} == edge::ort::kUint8, "");
+static_assert(int{ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64} == edge::ort::kInt64, "");
+static_assert(int{INPUT_OUTPUT_REQUIRED} == edge::ort::kRequired, "");
+static_assert(int{INPUT_OUTPUT_OPTIONAL} == edge::ort::kOptional, "");
+static_assert(int{ORT_OP_ATTR_INT} == edge::ort::kAttributeInt && int{OrtMemTypeDefault} == 0, "");
+
+#define SAME_PLACE(member) \
+  static_assert(offsetof(OrtCustomOp, member) == offsetof(edge::ort::CustomOp, member), #member)
+SAME_PLACE(version);
+SAME_PLACE(CreateKernel);
+SAME_PLACE(GetName);
+SAME_PLACE(GetExecutionProviderType);
+SAME_PLACE(GetInputType);
+SAME_PLACE(GetInputTypeCount);
+SAME_PLACE(GetOutputType);
+SAME_PLACE(GetOutputTypeCount);
+SAME_PLACE(KernelCompute);
+SAME_PLACE(KernelDestroy);
+SAME_PLACE(GetInputCharacteristic);
+SAME_PLACE(GetOutputCharacteristic);
+SAME_PLACE(GetInputMemoryType);
+SAME_PLACE(GetVariadicInputMinArity);
+SAME_PLACE(GetVariadicInputHomogeneity);
+SAME_PLACE(GetVariadicOutputMinArity);
+SAME_PLACE(GetVariadicOutputHomogeneity);
+SAME_PLACE(CreateKernelV2);
+SAME_PLACE(KernelComputeV2);
+SAME_PLACE(InferOutputShapeFn);
+SAME_PLACE(GetStartVersion);
+SAME_PLACE(GetEndVersion);
