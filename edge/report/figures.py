@@ -16,7 +16,7 @@ from edge.report.results import Row
 from edge.report.table import megabytes, number, perplexity
 
 PALETTE = ("#3b6fd8", "#d9652b", "#1f9d7a", "#a05bd0", "#c4971a", "#d6487a", "#3aa0bd", "#8a7f72")
-SHOWN_KINDS = 9
+SHOWN_KINDS = len(PALETTE)
 SHOWN_LAYERS = 10
 
 

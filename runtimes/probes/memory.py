@@ -22,7 +22,10 @@ RESET_PEAK = "5"  # proc(5): writing 5 to clear_refs resets VmHWM to the present
 
 
 class MemoryTimeline:
-    """Samples in a thread between `start` and `stop`. Times are nanoseconds since `start`."""
+    """Samples in a thread between `start` and `stop`. Times are nanoseconds since `start`.
+
+    peak_bytes is set by `stop`: the kernel's high-water mark if it could be reset at the start, else the largest sample.
+    """
 
     def __init__(self, interval_s: float = 0.02, proc_self: Path = PROC_SELF) -> None:
         self.interval_s = interval_s
@@ -40,10 +43,12 @@ class MemoryTimeline:
         self._thread.start()
 
     def stop(self) -> None:
-        """End sampling; the samples and the peak stay."""
+        """End sampling, and take the peak now: what the process does later is not part of it."""
         self._stopped.set()
         self._thread.join()
         self._sample()
+        mark = high_water_mark(self._proc_self) if self.peak_was_reset else None
+        self.peak_bytes = max(mark or 0, *(sample.resident_bytes for sample in self.samples))
 
     @contextmanager
     def running(self) -> Iterator[MemoryTimeline]:
@@ -61,13 +66,6 @@ class MemoryTimeline:
             yield
         finally:
             self.phases.append(Phase(name, start, self._now()))
-
-    @property
-    def peak_bytes(self) -> int:
-        """The kernel's high-water mark if it could be reset at the start, else the largest sample."""
-        largest = max(sample.resident_bytes for sample in self.samples)
-        mark = high_water_mark(self._proc_self) if self.peak_was_reset else None
-        return largest if mark is None else max(largest, mark)
 
     def _now(self) -> int:
         return time.perf_counter_ns() - self._start_ns

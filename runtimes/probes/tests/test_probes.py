@@ -27,6 +27,9 @@ def test_memory_sees_what_is_held_for_a_moment():
             block = np.ones(64 << 20, np.uint8)
             time.sleep(0.03)
             del block
+    peak = timeline.peak_bytes
+    later = np.ones(256 << 20, np.uint8)
+    assert len(later) and timeline.peak_bytes == peak  # what comes after the run is not part of it
     first = timeline.samples[0].resident_bytes
     assert timeline.peak_bytes >= first + (60 << 20)
     assert [p.name for p in timeline.phases] == ["quiet", "full"]
