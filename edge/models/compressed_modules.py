@@ -113,10 +113,10 @@ class CompressedEmbedding(CompressedWeight):
     def __init__(self, rows: int, columns: int, encoding: Affine, scale: float = 1.0) -> None:
         super().__init__(rows, columns, encoding)
         self.scale = scale
-        self.dtype = torch.float32
+        self.register_buffer("like", torch.empty(0), persistent=False)  # follows the model's type, as weights do
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return (F.embedding(ids, self.dense()) * self.scale).to(self.dtype)
+        return (F.embedding(ids, self.dense()) * self.scale).to(self.like.dtype)
 
 
 class TiedHead(nn.Module):

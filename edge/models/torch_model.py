@@ -86,8 +86,13 @@ def put(model: nn.Module, name: str, values: torch.Tensor) -> None:
 def hollow(module: nn.Module, shape: tuple[int, int], encoding: Affine, activations: Activations) -> CompressedWeight:
     """The compressed module that takes the place of `module`, its buffers still without values."""
     if isinstance(module, nn.Embedding):
-        return CompressedEmbedding(*shape, encoding, float(getattr(module, "scalar_embed_scale", 1.0)))
-    return CompressedLinear(*shape, encoding, module.bias is not None, activations)
+        embedding = CompressedEmbedding(*shape, encoding, float(getattr(module, "scalar_embed_scale", 1.0)))
+        embedding.like = embedding.like.to(module.weight.dtype)
+        return embedding
+    linear = CompressedLinear(*shape, encoding, getattr(module, "bias", None) is not None, activations)
+    if linear.bias is not None:
+        linear.bias.data = linear.bias.data.to(module.weight.dtype)
+    return linear
 
 
 def tie_head(model: nn.Module, spec: DecoderSpec, activations: Activations) -> None:

@@ -1,0 +1,68 @@
+"""The classes that transformers' quantizer registry asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from edge.core.files import SCHEMA
+from edge.core.weight import Affine
+from edge.models.compressed_modules import CompressedEmbedding, TiedHead
+from edge.models.describe import describe
+from edge.models.torch_model import hollow
+
+METHOD = "edge"
+
+
+class EdgeConfig(QuantizationConfigMixin):
+    """`quantization_config` of a compressed folder: the encoding of every compressed tensor, by name."""
+
+    def __init__(self, encodings: dict[str, Any], activations: str = "a8", schema: int = SCHEMA, **_: Any) -> None:
+        self.quant_method = METHOD
+        self.schema = schema
+        self.activations = activations
+        self.encodings = encodings
+
+
+class EdgeQuantizer(HfQuantizer):
+    """Puts compressed modules in place before transformers loads the weights into them."""
+
+    requires_calibration = True
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        encodings = msgspec.convert(self.quantization_config.encodings, dict[str, Affine])
+        spec, activations = describe(model.config), self.quantization_config.activations
+        turned = {m.weight for layer in spec.layers for group in layer.linears() for m in group if m.transposed}
+        for name, encoding in encodings.items():
+            path = name.removesuffix(".weight")
+            module = model.get_submodule(path)
+            rows, columns = module.weight.shape[::-1] if name in turned else module.weight.shape
+            with torch.device("meta"):
+                model.set_submodule(path, hollow(module, (rows, columns), encoding, activations))
+            # Initialisers of some parents (GPT-2) reach for their children's `weight`, which is no more.
+            model.get_submodule(path.rpartition(".")[0])._is_hf_initialized = True
+        embedding = model.get_submodule(spec.embedding)
+        if spec.tied and isinstance(embedding, CompressedEmbedding):
+            model.set_submodule(spec.head, TiedHead(embedding, activations))
+            model._tied_weights_keys = {}
+            model.all_tied_weights_keys = {}
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def register() -> None:
+    """Tell transformers about edge's folders; a second call does nothing."""
+    if METHOD not in AUTO_QUANTIZER_MAPPING:
+        register_quantization_config(METHOD)(EdgeConfig)
+        register_quantizer(METHOD)(EdgeQuantizer)
