@@ -1,4 +1,4 @@
-"""What a compressed model lost: perplexity, divergence, agreement. The package is also the function edge.api.evaluate."""
+"""What a compressed model lost: perplexity, divergence, agreement. Also the function `edge.api.evaluate`."""
 
 from edge.core.callable_package import make_callable
 

@@ -1,4 +1,4 @@
-"""Results as people look at them: one HTML file, one Markdown card. The package is also the function edge.api.report."""
+"""Results as people look at them: one HTML file, one Markdown card. Also the function `edge.api.report`."""
 
 from edge.core.callable_package import make_callable
 

@@ -24,7 +24,7 @@ RESET_PEAK = "5"  # proc(5): writing 5 to clear_refs resets VmHWM to the present
 class MemoryTimeline:
     """Samples in a thread between `start` and `stop`. Times are nanoseconds since `start`.
 
-    peak_bytes is set by `stop`: the kernel's high-water mark if it could be reset at the start, else the largest sample.
+    `stop` sets peak_bytes: the kernel's high-water mark if it could be reset at the start, else the largest sample.
     """
 
     def __init__(self, interval_s: float = 0.02, proc_self: Path = PROC_SELF) -> None:
