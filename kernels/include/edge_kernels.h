@@ -121,10 +121,11 @@ EDGE_API const char* edge_isa_name(edge_isa isa);
 EDGE_API int edge_isa_available(edge_isa isa);
 
 /* ---- Kernels --------------------------------------------------------------------------------------------------------
- * Activations: EDGE_A8 quantizes each token (row of x) to int8:
- *     scale = max|x| / 127,  q = clip(rint(x * (1 / scale)), -127, 127)   (float32, rint: half to even)
- *     out[n] = scale * sum over groups g, ascending, of float(sum over k in g of (code - zero) * q) * w_scale[n, g]
- * in float32, each product and sum rounded. A token whose 1 / scale is not finite (all zeros, or magnitudes below
+ * Activations: EDGE_A8 quantizes each token (row of x) to int8, group by group of the matrix's columns, so that an
+ * outlier costs its own group alone:
+ *     scale[g] = max|x| over g / 127,  q = clip(rint(x * (1 / scale[g])), -127, 127)   (float32, rint: half to even)
+ *     out[n] = sum over g, ascending, of float(sum over k in g of (code - zero) * q) * (w_scale[n, g] * scale[g])
+ * in float32, each product and sum rounded. A group whose 1 / scale is not finite (all zeros, or magnitudes below
  * 2^-121) counts as zeros. A token with a NaN or an infinity gives NaN in all its outputs.
  * EDGE_F32 multiplies in float32: p[j] = sum over k = j mod 4, ascending, of x[k] * value[n, k];
  *     out[n] = (p[0] + p[1]) + (p[2] + p[3]).

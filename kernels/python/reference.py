@@ -15,9 +15,9 @@ Floats = NDArray[np.float32]
 
 
 def quantize_activations(x: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """Each token (row) of x [tokens, columns] to int8 [tokens, columns] with one scale [tokens].
+    """One group of columns of all tokens, x [tokens, width], to int8 [tokens, width] with one scale per token [tokens].
 
-    scale = max|x| / 127; q = rint(x * (1 / scale)), half to even, clipped to ±127. A token too small for a finite
+    scale = max|x| / 127; q = rint(x * (1 / scale)), half to even, clipped to ±127. A row too small for a finite
     1 / scale is all zeros with scale 0; one with a NaN or an infinity is all zeros with scale NaN.
     """
     largest = np.abs(x).max(axis=1, initial=0).astype(np.float32)
@@ -44,8 +44,7 @@ def embedding(packed: Bytes, ids: NDArray[np.int64]) -> Floats:
 
 
 def _linear_a8(tensor: CompressedTensor, x: Floats) -> Floats:
-    """scale[m] * sum over groups, ascending, of float(exact integer sum) * weight scale; all in float32."""
-    q, scale = quantize_activations(x)
+    """Sum over groups, ascending, of float(exact integer sum) * (weight scale * activation scale); all in float32."""
     codes, scales = tensor.parts["codes"], tensor.parts["scales"].astype(np.float32)
     encoding = cast(Affine, tensor.encoding)
     zeros = tensor.parts.get("zero_points", np.full(scales.shape, encoding.symmetric_zero, np.uint8))
@@ -54,9 +53,10 @@ def _linear_a8(tensor: CompressedTensor, x: Floats) -> Floats:
     for group in range(scales.shape[1]):
         columns = slice(group * width, (group + 1) * width)
         weights = codes[:, columns].astype(np.float64) - zeros[:, group, None]
-        exact = q[:, columns].astype(np.float64) @ weights.T  # integers below 2^53: float64 is exact
-        total += exact.astype(np.float32) * scales[:, group]
-    return total * scale[:, None]
+        q, scale = quantize_activations(x[:, columns])
+        exact = q.astype(np.float64) @ weights.T  # integers below 2^53: float64 is exact
+        total += exact.astype(np.float32) * (scales[:, group] * scale[:, None])
+    return total
 
 
 def _linear_f32(tensor: CompressedTensor, x: Floats) -> Floats:

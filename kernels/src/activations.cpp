@@ -21,25 +21,29 @@ EDGE_INLINE int32_t round_to_int(float value) {
   return load<int32_t>(&shifted) - 0x4b400000;
 }
 
-void quantize_token(const Geometry& matrix, const float* x, int8_t* q, float* scale) {
-  const uint32_t largest = largest_magnitude(x, matrix.columns);
+// `count` activations of one token and group to `q`; returns the sum of the codes.
+int32_t quantize_group(const float* x, size_t count, int8_t* q, float* scale) {
+  const uint32_t largest = largest_magnitude(x, count);
   const float step = float_from_bits(largest) / 127.0f;
   const float inverse = 1.0f / step;
-  memset(q, 0, matrix.padded_columns);
   if (largest >= kInfinityBits) {
     *scale = float_from_bits(0x7fc00000u);
-    return;
+    return 0;
   }
   if ((load<uint32_t>(&inverse) & INT32_MAX) >= kInfinityBits) {
     *scale = 0.0f;
-    return;
+    return 0;
   }
   *scale = step;
-  for (size_t k = 0; k < matrix.columns; ++k) {
+  int32_t sum = 0;
+  for (size_t k = 0; k < count; ++k) {
     int32_t code = round_to_int(x[k] * inverse);
     code = code > 127 ? 127 : code;
-    q[k] = static_cast<int8_t>(code < -127 ? -127 : code);
+    code = code < -127 ? -127 : code;
+    q[k] = static_cast<int8_t>(code);
+    sum += code;
   }
+  return sum;
 }
 
 }  // namespace
@@ -47,12 +51,13 @@ void quantize_token(const Geometry& matrix, const float* x, int8_t* q, float* sc
 void quantize_activations(const Geometry& matrix, const float* x, size_t first, size_t end, int8_t* q, int32_t* sums,
                           float* scales) {
   for (size_t token = first; token < end; ++token) {
+    const float* from = x + token * matrix.columns;
     int8_t* codes = q + token * matrix.padded_columns;
-    quantize_token(matrix, x + token * matrix.columns, codes, scales + token);
+    memset(codes, 0, matrix.padded_columns);
     for (size_t group = 0; group < matrix.groups; ++group) {
-      int32_t sum = 0;
-      for (size_t k = 0; k < matrix.columns_of(group); ++k) sum += *codes++;
-      sums[token * matrix.groups + group] = sum;
+      const size_t start = group * matrix.columns_of(0), width = smaller(matrix.columns_of(0), matrix.columns - start);
+      const size_t at = token * matrix.groups + group;
+      sums[at] = quantize_group(from + start, width, codes + start, scales + at);
     }
   }
 }

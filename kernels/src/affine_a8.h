@@ -15,10 +15,9 @@ constexpr size_t kPanelBytes = 384 * 1024;  // quantized tokens that stay in the
 constexpr size_t kManyTokens = 16;          // from here on several tiles at once pay
 
 template <class Isa>
-EDGE_INLINE void store_tile(const LinearTask& task, size_t tile, size_t token, typename Isa::Floats total) {
+EDGE_INLINE void store_tile(const LinearTask& task, size_t tile, size_t token, typename Isa::Floats value) {
   const size_t row = tile * kRows, count = smaller(kRows, task.matrix.rows - row);
   float* out = task.out + token * task.matrix.rows + row;
-  typename Isa::Floats value = Isa::scaled(total, task.q_scales[token]);
   if (count == kRows) {
     if (task.bias) value = Isa::add(value, Isa::load_floats(task.bias + row));
     Isa::store(out, value);
@@ -43,6 +42,7 @@ void block(const LinearTask& task, size_t tile, size_t token) {
   const uint8_t* head = stream;
   const int8_t* q = task.q + token * m.padded_columns;
   const int32_t* sums = task.sums + token * m.groups;
+  const float* q_scales = task.q_scales + token * m.groups;
   typename Isa::Floats total[Tokens][Tiles];
   EDGE_UNROLL for (int i = 0; i < Tokens * Tiles; ++i) total[i / Tiles][i % Tiles] = Isa::zero();
   for (size_t group = 0; group < m.groups; ++group) {
@@ -63,7 +63,10 @@ void block(const LinearTask& task, size_t tile, size_t token) {
     }
     EDGE_UNROLL for (int t = 0; t < Tiles; ++t) {
       const typename Isa::Floats scales = Isa::scales(head + t * m.tile_bytes + half * kScaleBytes);
-      EDGE_UNROLL for (int i = 0; i < Tokens; ++i) total[i][t] = Isa::add_scaled(total[i][t], sum[i][t], scales);
+      EDGE_UNROLL for (int i = 0; i < Tokens; ++i) {
+        const typename Isa::Floats both = Isa::scaled(scales, q_scales[i * m.groups + group]);
+        total[i][t] = Isa::add_scaled(total[i][t], sum[i][t], both);
+      }
     }
   }
   EDGE_UNROLL for (int i = 0; i < Tokens * Tiles; ++i) {

@@ -49,7 +49,7 @@ size_t chunks(size_t count, size_t chunk) {
 edge_status multiply_quantized(Work* work, const edge_parallel* parallel) {
   const Geometry& m = work->task.matrix;
   const size_t tokens = work->task.tokens;
-  const size_t sums_bytes = tokens * m.groups * sizeof(int32_t), scales_bytes = tokens * sizeof(float);
+  const size_t sums_bytes = tokens * m.groups * sizeof(int32_t), scales_bytes = tokens * m.groups * sizeof(float);
   uint8_t* scratch = static_cast<uint8_t*>(malloc(sums_bytes + scales_bytes + tokens * m.padded_columns));
   if (!scratch) return EDGE_OUT_OF_MEMORY;
   work->sums = reinterpret_cast<int32_t*>(scratch);

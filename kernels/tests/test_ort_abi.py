@@ -13,8 +13,8 @@ KERNELS = Path(__file__).resolve().parent.parent
 CHECK = KERNELS / "tests" / "ort_abi_check.cpp"
 HEADER = "onnxruntime_c_api.h"
 HOW = (
-    f"no {HEADER}: unpack Debian trixie's libonnxruntime-dev (85 KB) or the npm package com.github.asus4.onnxruntime, "
-    f"and set EDGE_ORT_HEADER to the header or its folder"
+    f"no {HEADER}: set EDGE_ORT_HEADER to it or its folder (on Debian, kernels/tests/fetch_ort_header.sh gets it; "
+    "elsewhere the npm package com.github.asus4.onnxruntime has it)"
 )
 
 

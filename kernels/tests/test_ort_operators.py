@@ -26,7 +26,7 @@ def model(node, inputs, output_type=TensorProto.FLOAT, constants=()):
 def linear_model(packed, rows, columns, *, bias=None, constant=True, dims=("batch", "tokens"), **attributes):
     attributes = {"N": rows, "K": columns, "activations": "a8", **attributes}
     names = ["x", "w"] + (["b"] if bias is not None else [])
-    node = helper.make_node("LinearAffine", names, ["y"], domain="edge", **attributes)
+    node = helper.make_node("LinearAffine", names, ["y"], "layers.3.down", domain="edge", **attributes)
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [*dims, columns])]
     constants = [("b", bias)] if bias is not None else []
     if constant:
@@ -101,7 +101,7 @@ def test_weights_as_an_input_are_checked_when_they_come(make_tensor):
 )
 def test_wrong_attributes_are_errors(make_tensor, change, message):
     packed = pack(make_tensor(70, 64, Affine(4, 64)))
-    with pytest.raises(Exception, match=message):
+    with pytest.raises(Exception, match=f"node 'layers.3.down': .*{message}"):
         open_session(linear_model(packed, 70, 64, **change))
 
 

@@ -63,7 +63,6 @@ Status* input(const Api& api, const KernelContext* context, size_t index, Tensor
   return read(api, value, out);
 }
 
-// The output's shape is the input's with `last` in place of (LinearAffine) or after (EmbeddingAffine) its last one.
 Status* output(const Api& api, KernelContext* context, const int64_t* dims, size_t rank, Tensor* out) {
   Value* value = nullptr;
   EDGE_ORT_TRY(api.KernelContext_GetOutput(context, 0, dims, rank, &value));
@@ -182,6 +181,28 @@ Status* set_up(Kernel* kernel, const KernelInfo* info) {
   return check_constant_weight(kernel, info);
 }
 
+// Appends `text` to the line that ends at `*end` of a buffer of `size` bytes, cut where it is full.
+void append(char* line, size_t size, size_t* end, const char* text) {
+  while (*text && *end + 1 < size) line[(*end)++] = *text++;
+  line[*end] = 0;
+}
+
+// The same error with the name of the node before it: ONNX Runtime adds that when a node runs, not when it is made.
+Status* with_node_name(const Api& api, const KernelInfo* info, Status* failure) {
+  char name[256] = {}, line[512];
+  size_t bytes = sizeof(name), end = 0;
+  if (Status* unnamed = api.KernelInfo_GetNodeName(info, name, &bytes)) {
+    api.ReleaseStatus(unnamed);  // none, or too long to show
+    return failure;
+  }
+  append(line, sizeof(line), &end, "node '");
+  append(line, sizeof(line), &end, name);
+  append(line, sizeof(line), &end, "': ");
+  append(line, sizeof(line), &end, api.GetErrorMessage(failure));
+  api.ReleaseStatus(failure);
+  return error(api, line);
+}
+
 Status* create(bool embedding, void* const* table, const KernelInfo* info, void** out) {
   const Api api = {table};
   Kernel* kernel = static_cast<Kernel*>(malloc(sizeof(Kernel)));
@@ -189,7 +210,7 @@ Status* create(bool embedding, void* const* table, const KernelInfo* info, void*
   *kernel = {api, embedding, 0, 0, EDGE_A8, 0};
   if (Status* failure = set_up(kernel, info)) {
     free(kernel);
-    return failure;
+    return with_node_name(api, info, failure);
   }
   *out = kernel;
   return nullptr;

@@ -30,6 +30,7 @@ enum AttributeType { kAttributeInt = 1 };
 // EDGE_ORT_SLOT(number, name in OrtApi, result, parameters...)
 #define EDGE_ORT_SLOTS                                                                                              \
   EDGE_ORT_SLOT(0, CreateStatus, Status*, ErrorCode code, const char* text)                                         \
+  EDGE_ORT_SLOT(2, GetErrorMessage, const char*, const Status* status)                                              \
   EDGE_ORT_SLOT(26, CreateCustomOpDomain, Status*, const char* name, Domain** out)                                  \
   EDGE_ORT_SLOT(27, CustomOpDomain_Add, Status*, Domain* domain, const CustomOp* op)                                \
   EDGE_ORT_SLOT(28, AddCustomOpDomain, Status*, SessionOptions* options, Domain* domain)                            \
@@ -53,6 +54,7 @@ enum AttributeType { kAttributeInt = 1 };
   EDGE_ORT_SLOT(93, ReleaseStatus, void, Status* status)                                                            \
   EDGE_ORT_SLOT(99, ReleaseTensorTypeAndShapeInfo, void, ShapeInfo* info)                                           \
   EDGE_ORT_SLOT(101, ReleaseCustomOpDomain, void, Domain* domain)                                                   \
+  EDGE_ORT_SLOT(244, KernelInfo_GetNodeName, Status*, const KernelInfo* info, char* out, size_t* bytes)             \
   EDGE_ORT_SLOT(249, KernelInfoGetConstantInput_tensor, Status*, const KernelInfo* info, size_t index,              \
                 int* is_constant, const Value** out)                                                                \
   EDGE_ORT_SLOT(268, ShapeInferContext_GetInputTypeShape, Status*, const ShapeContext* context, size_t index,       \
