@@ -1,4 +1,4 @@
-"""Every family: the description fits what transformers writes, and the reference computes what transformers computes."""
+"""Every family: the description fits what transformers writes, the reference computes what transformers computes."""
 
 import pytest
 import torch
