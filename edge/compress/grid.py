@@ -59,9 +59,6 @@ def fit_grid(
     weights = None if importance is None else _grouped(importance[None], encoding)
     for chunk in _row_chunks(weight):
         scales[chunk], zeros[chunk] = _fit(_grouped(weight[chunk], encoding), encoding, search, weights)
-    if not torch.isfinite(scales).all():
-        hint = "leave it out with a rule (exclude = true)"
-        raise EdgeError("compress.range", "a weight is too large for a float16 scale", hint)
     return FittedGrid(encoding, scales, zeros)
 
 
@@ -72,6 +69,9 @@ def _fit(
     best = _Best(groups, encoding.bits, importance)
     for scale, zero in _candidates(groups, encoding, search):
         best.offer(scale, zero)
+    if not torch.isfinite(best.error).all():  # no candidate's scale was finite
+        hint = "leave the tensor out with a rule (exclude = true)"
+        raise EdgeError("compress.range", "a weight is too large for a float16 scale", hint)
     if search:
         for _ in range(2):
             best.offer(best.least_squares_scale(), best.zero)

@@ -1,0 +1,185 @@
+"""The contract of every method, and GPTQ against a plain implementation of its definition."""
+
+import numpy as np
+import pytest
+import torch
+
+from edge.compress.grid import fit_grid
+from edge.compress.method import Inputs, load_method
+from edge.compress.methods import gptq, rtn
+from edge.core.errors import EdgeError, UsageError
+from edge.core.plugins import METHODS
+from edge.core.recipe import check_options
+from edge.core.weight import Affine
+from edge.models.stored import from_stored, stored_names, to_stored
+
+SETTINGS = [
+    {"bits": 2, "group_size": 32},
+    {"bits": 3, "group_size": 64, "grid": "zero_point"},
+    {"bits": 4, "group_size": 128},
+    {"bits": 5, "group_size": 0, "grid": "zero_point"},
+    {"bits": 8, "group_size": 0},
+]
+
+
+def problem(rows=24, columns=160, tokens=400, seed=0):
+    """A weight and the Hessian of correlated inputs of uneven energy."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator)
+    mixing = torch.randn(columns, columns, generator=generator) * torch.rand(columns, generator=generator)
+    x = torch.randn(tokens, columns, generator=generator) @ mixing
+    return weight, Inputs(x.T @ x / tokens)
+
+
+def output_error(tensor, weight, inputs):
+    difference = torch.from_numpy(tensor.dequantize()) - weight
+    return ((difference @ inputs.hessian) * difference).sum().item()
+
+
+def options_of(name, settings):
+    return check_options(settings, load_method(name).Options, name)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("name", METHODS.names())
+def test_contract(name, settings):
+    weight, inputs = problem()
+    kept = weight.clone()
+    method, options = load_method(name), options_of(name, settings)
+    tensor = method.compress("m.weight", weight, options, inputs)
+    again = method.compress("m.weight", weight.clone(), options, Inputs(inputs.hessian.clone()))
+    assert torch.equal(weight, kept)
+    assert tensor.shape == weight.shape and tensor.encoding == options.encoding
+    assert all(np.array_equal(tensor.parts[part], again.parts[part]) for part in tensor.parts)
+    stored = to_stored(tensor)
+    assert sum(part.nbytes for part in stored.values()) == tensor.stored_bytes
+    back = from_stored("m.weight", tensor.shape, tensor.encoding, stored.get, stored_names("m.weight", tensor.encoding))
+    assert np.array_equal(back.dequantize(), tensor.dequantize())
+    nearest = rtn.compress("m.weight", weight, options_of("rtn", settings))
+    assert output_error(tensor, weight, inputs) <= output_error(nearest, weight, inputs)
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_bits_and_groups_that_cannot_be_stored(name):
+    for wrong in ({"bits": 1}, {"bits": 9}, {"group_size": 48}):
+        with pytest.raises(UsageError):
+            _ = options_of(name, wrong).encoding
+    with pytest.raises(UsageError, match="grid"):
+        options_of(name, {"grid": "log"})
+    with pytest.raises(UsageError) as caught:
+        options_of(name, {"bitz": 4})
+    assert "did you mean 'bits'" in caught.value.hint
+
+
+@pytest.mark.parametrize("search", [False, True])
+@pytest.mark.parametrize("grid", ["symmetric", "zero_point"])
+def test_rtn_takes_the_nearest_level_of_the_stored_scale(grid, search):
+    weight, _ = problem(rows=8, columns=96)
+    encoding = Affine(3, 64, grid)
+    tensor = rtn.compress("m", weight, rtn.Options(bits=3, group_size=64, grid=grid, search=search))
+    scales = tensor.parts["scales"].astype(np.float64)
+    zeros = tensor.parts.get("zero_points", np.full(scales.shape, encoding.symmetric_zero)).astype(np.float64)
+    for group in range(2):
+        block = weight[:, group * 64 : group * 64 + 64].double().numpy()
+        levels = scales[:, group, None] * (np.arange(8) - zeros[:, group, None])
+        best = np.abs(block[:, :, None] - levels[:, None, :]).min(-1)
+        got = np.abs(block - tensor.dequantize()[:, group * 64 : group * 64 + 64])
+        np.testing.assert_allclose(got, best, atol=1e-6)
+
+
+def test_plain_rtn_keeps_the_extreme_weight():
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(2))
+    dense = rtn.compress("m", weight, rtn.Options(bits=4, search=False)).dequantize()
+    extreme = weight.abs().argmax(1)
+    rows = torch.arange(16)
+    np.testing.assert_allclose(dense[rows, extreme], weight[rows, extreme], rtol=1e-3)
+
+
+def test_search_lowers_the_squared_error():
+    weight, _ = problem()
+    for grid in ("symmetric", "zero_point"):
+        plain, searched = (fit_grid(weight, Affine(3, 64, grid), search=search) for search in (False, True))
+        errors = [
+            np.square(g.tensor("m", g.encode(weight)).dequantize() - weight.numpy()).sum() for g in (plain, searched)
+        ]
+        assert errors[1] < 0.95 * errors[0]
+
+
+def test_groups_of_zeros_and_single_signs():
+    weight = torch.zeros(2, 128)
+    weight[0, 64:] = torch.linspace(0.5, 2, 64)
+    for grid in ("symmetric", "zero_point"):
+        tensor = rtn.compress("m", weight, rtn.Options(bits=8, grid=grid))
+        np.testing.assert_allclose(tensor.dequantize(), weight.numpy(), atol=2 / 127)
+
+
+def test_scales_beyond_float16_are_refused():
+    with pytest.raises(EdgeError, match="too large"):
+        rtn.compress("m", torch.full((1, 64), 1e9), rtn.Options())
+
+
+def plain_gptq(weight, hessian, grid, order, damping):
+    """The definition (OBQ in a fixed order): round a column, update the rest by the inverse Hessian, drop it."""
+    weight, hessian = weight.double().clone(), hessian.double().clone()
+    hessian += torch.eye(len(hessian)) * damping * hessian.diagonal().mean()
+    inverse = torch.linalg.inv(hessian)
+    codes = torch.empty(weight.shape, dtype=torch.uint8)
+    size, top = grid.encoding.group_size or weight.shape[1], (1 << grid.encoding.bits) - 1
+    for column in order.tolist():
+        scale, zero = grid.scales[:, column // size].double(), grid.zeros[:, column // size].double()
+        code = (weight[:, column] / scale + zero).round().clamp(0, top)
+        codes[:, column] = code.to(torch.uint8)
+        error = (weight[:, column] - scale * (code - zero)) / inverse[column, column]
+        weight -= error[:, None] * inverse[column][None]
+        inverse -= inverse[:, column, None] @ inverse[None, column] / inverse[column, column]
+        inverse[column, column] = 1.0  # dropped: its row and column are zero from here on
+    return codes
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("grid", ["symmetric", "zero_point"])
+def test_gptq_is_its_definition(act_order, grid):
+    weight, inputs = problem(rows=12, columns=96)
+    options = gptq.Options(bits=3, group_size=32, grid=grid, act_order=act_order, block=40)
+    tensor = gptq.compress("m", weight, options, inputs)
+    energy = inputs.hessian.diagonal()
+    order = torch.argsort(energy, descending=True, stable=True) if act_order else torch.arange(96)
+    importance = energy if options.search else None
+    fitted = fit_grid(weight, options.encoding, search=options.search, importance=importance)
+    expected = fitted.tensor("m", plain_gptq(weight, inputs.hessian, fitted, order, options.damping))
+    same = (tensor.parts["codes"] == expected.parts["codes"]).mean()
+    assert same > 0.995  # float32 against float64: a tie may fall the other way
+    assert np.array_equal(tensor.parts["scales"], expected.parts["scales"])
+    ratio = output_error(tensor, weight, inputs) / output_error(expected, weight, inputs)
+    assert ratio == pytest.approx(1, rel=0.02)
+
+
+def test_gptq_beats_rounding_by_far_on_correlated_inputs():
+    weight, inputs = problem()
+    nearest = rtn.compress("m", weight, rtn.Options(bits=3))
+    tensor = gptq.compress("m", weight, gptq.Options(bits=3), inputs)
+    assert output_error(tensor, weight, inputs) < 0.6 * output_error(nearest, weight, inputs)
+
+
+def test_gptq_rounds_dead_columns_to_nearest():
+    weight, inputs = problem(columns=64)
+    inputs.hessian[7] = 0
+    inputs.hessian[:, 7] = 0
+    options = gptq.Options(bits=4, search=False)
+    codes = gptq.compress("m", weight, options, inputs).parts["codes"]
+    assert np.array_equal(
+        codes[:, 7], rtn.compress("m", weight, rtn.Options(bits=4, search=False)).parts["codes"][:, 7]
+    )
+
+
+def test_gptq_survives_a_singular_hessian():
+    weight, _ = problem(columns=64)
+    x = torch.ones(10, 64)
+    tensor = gptq.compress("m", weight, gptq.Options(damping=1e-8), Inputs(x.T @ x))
+    assert np.isfinite(tensor.dequantize()).all()
+
+
+@pytest.mark.parametrize("wrong", [{"damping": 0.0}, {"damping": 2.0}, {"block": 0}])
+def test_gptq_refuses_options_out_of_range(wrong):
+    with pytest.raises(UsageError):
+        options_of("gptq", wrong)

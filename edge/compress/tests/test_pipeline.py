@@ -1,0 +1,252 @@
+"""The pipeline end to end on tiny models: what is written, resumed, refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edge.compress import layerwise
+from edge.compress.run import compress
+from edge.core.errors import EdgeError, UsageError
+from edge.core.files import sha256
+from edge.core.recipe import parse_recipe, presets
+from edge.models.checkpoint import open_checkpoint
+from edge.models.testing import FAMILIES, tiny_model
+from edge.models.tokenizer import tokenizer_of
+from edge.models.torch_model import build_model
+
+GPTQ = """
+schema = 1
+name = "test"
+[calibration]
+samples = 4
+sequence_length = 32
+[[steps]]
+method = "gptq"
+options = {bits = 3, group_size = 32}
+rules = [
+  {module = "embedding", exclude = true},
+  {module = "head", exclude = true},
+  {name = "*.1.*down_proj*", options = {bits = 8}},
+]
+[[steps]]
+method = "rtn"
+options = {bits = 4, group_size = 32}
+"""
+TEXT = "".join(f"Line {i}: the quick brown fox jumps over {i * i} lazy dogs.\n" for i in range(40))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model("llama", tmp_path_factory.mktemp("models") / "llama", num_hidden_layers=4)
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "calibration.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def recipe(toml=GPTQ):
+    return parse_recipe(toml, "test")
+
+
+def digests(folder):
+    return {path.name: sha256(path) for path in folder.iterdir()}
+
+
+def logits(source):
+    """On the beginning of the text that calibrates."""
+    ids = torch.tensor([tokenizer_of(source)(TEXT[:100])["input_ids"]])
+    with torch.no_grad():
+        return build_model(open_checkpoint(source))(ids).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_compresses_with_calibration(family, tmp_path, text):
+    source = tiny_model(family, tmp_path / "model")
+    folder = compress(source, recipe(GPTQ.replace("bits = 3", "bits = 8")), tmp_path / "out", calibration_text=text)
+    original, compressed = logits(source), logits(folder)
+    assert (original - compressed).abs().mean() < 0.3 * original.std()  # 8 bits with a 4-bit embedding
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.compressed and set(checkpoint.encodings) == {name for name, _ in checkpoint.spec.matrices()}
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets(name, model, tmp_path, text):
+    source = open_checkpoint(model)
+    checkpoint = open_checkpoint(compress(model, name, tmp_path / "out", calibration_text=text))
+    assert set(checkpoint.encodings) == {name for name, _ in source.spec.matrices()}
+    assert checkpoint.recipe["name"] == name and checkpoint.recipe["description"]
+    assert torch.isfinite(logits(tmp_path / "out")).all()
+
+
+def test_folder_says_what_was_done(model, tmp_path, text):
+    folder = compress(model, recipe(), tmp_path / "out", calibration_text=text)
+    config = json.loads((folder / "config.json").read_text())
+    section, encodings = config["edge"], config["quantization_config"]["encodings"]
+    down = [encodings[f"model.layers.{i}.mlp.down_proj.weight"] for i in range(2)]
+    assert [encoding["bits"] for encoding in down] == [3, 8]
+    assert encodings["model.embed_tokens.weight"] == {
+        "kind": "affine",
+        "bits": 4,
+        "group_size": 32,
+        "grid": "symmetric",
+    }
+    assert section["resolved"]["model.layers.1.mlp.down_proj.weight"]["options"]["bits"] == 8
+    assert section["source"] == "llama" and section["source_sha256"] == open_checkpoint(model).sha256
+    assert str(tmp_path.parent) not in json.dumps({k: v for k, v in config.items() if k != "recipe"})
+    checkpoint = open_checkpoint(folder)
+    on_disk = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert checkpoint.stored_bytes < on_disk < checkpoint.stored_bytes + 4096 * 6
+    assert all(checkpoint.matrix(name).encoding == checkpoint.encodings[name] for name in encodings)
+    assert np.array_equal(checkpoint.vector("model.norm.weight"), open_checkpoint(model).vector("model.norm.weight"))
+
+
+def test_same_inputs_give_the_same_bytes(model, tmp_path, text):
+    first = compress(model, recipe(), tmp_path / "a", calibration_text=text)
+    second = compress(model, recipe(), tmp_path / "b", calibration_text=text)
+    assert digests(first) == digests(second)
+
+
+def test_gptq_is_nearer_to_the_original_than_rtn(model, tmp_path, text):
+    nearest = compress(model, recipe(GPTQ.replace('"gptq"', '"rtn"')), tmp_path / "rtn")
+    calibrated = compress(model, recipe(), tmp_path / "gptq", calibration_text=text)
+    original = logits(model)
+    assert (logits(calibrated) - original).square().mean() < (logits(nearest) - original).square().mean()
+
+
+class Killed(BaseException):
+    """Stands for whatever ends the process."""
+
+
+def test_interrupted_run_resumes_at_its_layer(model, tmp_path, text, monkeypatch):
+    whole = compress(model, recipe(), tmp_path / "whole", calibration_text=text)
+    compressed = []
+    real = layerwise.LayerwiseRun._compress
+
+    def until_third(self, index, *rest):
+        if index == 2:
+            raise Killed
+        compressed.append(index)
+        return real(self, index, *rest)
+
+    monkeypatch.setattr(layerwise.LayerwiseRun, "_compress", until_third)
+    with pytest.raises(Killed):
+        compress(model, recipe(), tmp_path / "out", calibration_text=text)
+    assert not (tmp_path / "out").exists() and (tmp_path / ".out.partial").is_dir()
+
+    def note(self, index, *rest):
+        compressed.append(index)
+        return real(self, index, *rest)
+
+    monkeypatch.setattr(layerwise.LayerwiseRun, "_compress", note)
+    folder = compress(model, recipe(), tmp_path / "out", calibration_text=text)
+    assert compressed == [0, 1, 2, 3]
+    assert digests(folder) == digests(whole)
+    assert not (tmp_path / ".out.partial").exists()
+
+
+def test_partial_folder_of_another_job_is_discarded(model, tmp_path, text):
+    fresh = digests(compress(model, "int4", tmp_path / "fresh"))
+    partial = tmp_path / ".out.partial"
+    partial.mkdir()
+    (partial / ".resume.json").write_text('{"schema": 1, "key": "another"}')
+    (partial / "model-00001-of-00006.safetensors").write_bytes(b"stale")
+    assert digests(compress(model, "int4", tmp_path / "out")) == fresh
+
+
+def test_run_killed_by_the_system_resumes(model, tmp_path, text):
+    whole = compress(model, recipe(), tmp_path / "whole", calibration_text=text)
+    program = (
+        "import sys, pathlib; from edge.compress.run import compress; from edge.core.recipe import load_recipe\n"
+        "compress(sys.argv[1], load_recipe(sys.argv[2]), pathlib.Path(sys.argv[3]), "
+        "calibration_text=pathlib.Path(sys.argv[4]))"
+    )
+    (tmp_path / "test.toml").write_text(GPTQ)
+    out, second = tmp_path / "out", tmp_path / ".out.partial" / "model-00002-of-00006.safetensors"
+    arguments = [sys.executable, "-c", program, str(model), str(tmp_path / "test.toml"), str(out), str(text)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL)
+    while not second.exists() and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    folder = compress(model, recipe(), out, calibration_text=text, force=True)
+    assert digests(folder) == digests(whole)
+
+
+def test_full_disk_keeps_finished_work(model, tmp_path, monkeypatch):
+    from edge.compress import partial
+
+    real, written = partial.write_atomic, []
+
+    def fill_up(path, data):
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        real(path, data)
+
+    monkeypatch.setattr(partial, "write_atomic", fill_up)
+    with pytest.raises(EdgeError, match="no space") as caught:
+        compress(model, "int4", tmp_path / "out")
+    assert caught.value.code == "disk.full"
+    assert len(list((tmp_path / ".out.partial").glob("*.safetensors"))) == 3
+    assert not (tmp_path / "out").exists()
+
+
+def refused(code, *args, **kwargs):
+    with pytest.raises(EdgeError) as caught:
+        compress(*args, **kwargs)
+    assert caught.value.code == code and caught.value.hint
+    return caught.value
+
+
+def test_requests_that_cannot_be_met(model, tmp_path, text):
+    out = tmp_path / "out"
+    refused("calibration.missing", model, recipe(), out)
+    refused("calibration.unreadable", model, recipe(), out, calibration_text=tmp_path / "none.txt")
+    assert not (tmp_path / ".out.partial").exists()
+    text.write_text("short")
+    refused("calibration.short", model, recipe(), out, calibration_text=text)
+    error = refused("method.unknown", model, recipe(GPTQ.replace('"gptq"', '"gptk"')), out)
+    assert "gptq" in error.hint and isinstance(error, UsageError)
+    refused("encoding.bits", model, recipe(GPTQ.replace("bits = 3", "bits = 1")), out)
+    refused("encoding.group", model, recipe(GPTQ.replace("group_size = 32", "group_size = 48")), out)
+    refused("recipe.option", model, recipe(GPTQ.replace("bits = 3", "bitz = 3")), out)
+    everything = GPTQ.replace('{module = "embedding", exclude = true},', "")
+    assert "embedding" in refused("recipe.module", model, recipe(everything), out).hint
+
+
+def test_existing_output_and_compressed_input(model, tmp_path):
+    folder = compress(model, "int4", tmp_path / "out")
+    refused("output.exists", model, "int4", folder)
+    refused("compress.twice", folder, "int4", tmp_path / "again")
+    compress(model, "int8", folder, force=True)
+    assert open_checkpoint(folder).recipe["name"] == "int8"
+
+
+def test_short_text_gives_fewer_windows_and_says_so(model, tmp_path, text, capsys):
+    text.write_text(TEXT[:100])
+    compress(model, recipe(), tmp_path / "out", calibration_text=text)
+    assert "3 windows of 32 tokens, not 4" in capsys.readouterr().err
+
+
+def test_nan_weights_are_refused(model, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(model, tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.2.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    assert "layers.2.mlp.up_proj" in refused("checkpoint.not_finite", broken, "int4", tmp_path / "out").message
