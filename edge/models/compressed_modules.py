@@ -14,26 +14,31 @@ from edge.core.weight import Affine, CompressedTensor, pack_bits, packed_bytes, 
 Activations = Literal["a8", "f32"]
 
 
-def quantize_activations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dynamic int8 per token (row): codes [.., K] as whole float32 numbers, and scales [.., 1].
+def quantize_activations(x: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dynamic int8 per token (row) and group of columns: codes [.., groups, width], scales [.., groups, 1].
 
     scale = max|x| / 127 in float32; code = rint(x * (1 / scale)), half to even, within +-127: bit for bit the kernels'.
+    group_size is that of the weights, 0 for the whole row. A short last group is filled up with zeros.
     """
-    scale = x.abs().amax(-1, keepdim=True) / torch.tensor(127.0)
-    inverse = torch.where(scale > 0, 1 / scale, 0)
-    return (x * inverse).round().clamp(-127, 127), scale
+    columns = x.shape[-1]
+    width = group_size or columns
+    grouped = F.pad(x, (0, -columns % width)).unflatten(-1, (-1, width))
+    scale = grouped.abs().amax(-1, keepdim=True) / torch.tensor(127.0)
+    inverse = 1 / scale
+    inverse = torch.where(inverse.isfinite(), inverse, 0)
+    return (grouped * inverse).round().clamp(-127, 127), scale
 
 
-def emulated_linear(x: torch.Tensor, dense: torch.Tensor, activations: Activations) -> torch.Tensor:
+def emulated_linear(x: torch.Tensor, dense: torch.Tensor, activations: Activations, group_size: int) -> torch.Tensor:
     """x [.., K] by dense [N, K] in float32, with activations as at run time.
 
-    The activations' codes are the kernels' own; the sum runs over dequantized weights in the order of torch's matmul,
+    The activations' codes are the kernels' own; the sum runs over dequantized values in the order of torch's matmul,
     which differs from the kernels' exact integer sums by about 1e-6 relative.
     """
-    if activations == "f32":
-        return F.linear(x, dense)
-    codes, scale = quantize_activations(x)
-    return F.linear(codes, dense) * scale
+    if activations == "a8":
+        codes, scale = quantize_activations(x, group_size)
+        x = (codes * scale).flatten(-2)[..., : x.shape[-1]]
+    return F.linear(x, dense)
 
 
 class CompressedWeight(nn.Module):
@@ -103,7 +108,7 @@ class CompressedLinear(CompressedWeight):
         self.bias = nn.Parameter(torch.empty(rows), requires_grad=False) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = emulated_linear(x.float(), self.dense(), self.activations)
+        y = emulated_linear(x.float(), self.dense(), self.activations, self.encoding.group_size)
         return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
 
 
@@ -128,4 +133,5 @@ class TiedHead(nn.Module):
         self._source = (embedding,)  # in a tuple: not a submodule, whose tensors would be listed twice
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return emulated_linear(x.float(), self._source[0].dense(), self.activations).to(x.dtype)
+        (table,) = self._source
+        return emulated_linear(x.float(), table.dense(), self.activations, table.encoding.group_size).to(x.dtype)

@@ -94,6 +94,20 @@ def test_quantized_activations_are_the_stated_formula():
     assert scale.tolist() == [1.0, 0.0]
 
 
+def test_an_outlier_costs_its_own_group_alone(make_tensor):
+    tensor = make_tensor(32, 192, Affine(4, 64))
+    x = random_x(1, 192)
+    loud = x.copy()
+    loud[0, 3] = 1e6
+    silent = np.zeros_like(x)
+    silent[:, :64] = loud[:, :64]  # the outlier's group by itself
+    rest = x.copy()
+    rest[:, :64] = 0
+    packed = pack(tensor)
+    together = lib.linear(packed, loud).astype(np.float64)
+    assert np.allclose(together, lib.linear(packed, silent).astype(np.float64) + lib.linear(packed, rest), rtol=1e-6)
+
+
 @pytest.mark.parametrize("activations", ["a8", "f32"])
 def test_close_to_the_dense_product(make_tensor, activations):
     """The reference itself: within half a quantization step per activation, and float rounding for f32."""
