@@ -11,7 +11,7 @@ TARGET = Target(
     name="android",
     description="Android on arm64-v8a, with onnxruntime's own Android package",
     runtimes=("onnx",),
-    isa=("neon", "neon_dotprod", "neon_i8mm"),
+    isa=("neon", "neon_dotprod"),
 )
 LIBRARY = "lib/arm64-v8a/libedge_kernels.so"
 
