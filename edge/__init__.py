@@ -15,6 +15,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from edge.models.hf_quantizer import install_hook
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -27,3 +29,6 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(importlib.import_module("edge.api"), name)
     raise AttributeError(f"module 'edge' has no attribute '{name}'")
+
+
+install_hook()
