@@ -1,5 +1,7 @@
 """The commands as a user types them, on a tiny random model: the whole way, and everything that can go wrong on it."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -7,18 +9,30 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
+from edge.cli import main
 from edge.models.testing import tiny_model
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 200
+COMMAND = [sys.executable, "-c", "from edge.cli import main; main()"]
 
 
-def edge(*arguments, **environment):
-    command = [sys.executable, "-c", "from edge.cli import main; main()", *map(str, arguments)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **environment}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+def edge(*arguments):
+    """Run the command in this process, where torch is imported already."""
+    out, err = io.StringIO(), io.StringIO()
+    argv = ["edge", *map(str, arguments)]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(sys, "argv", argv))
+        stack.enter_context(mock.patch.dict(os.environ, {"COLUMNS": "200"}))
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        ended = stack.enter_context(pytest.raises(SystemExit))
+        main()
+    return SimpleNamespace(returncode=ended.value.code or 0, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def fails(result, exit_code, *words):
@@ -51,7 +65,7 @@ def test_help_is_quick_and_imports_no_framework():
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        assert edge("--help").returncode == 0
+        subprocess.run([*COMMAND, "--help"], check=True, capture_output=True)
         times.append(time.perf_counter() - start)
     assert min(times) < 1.0  # 0.3 s on an idle machine; CI shares its cores
 
@@ -133,6 +147,13 @@ def test_damage_to_checkpoints_and_bundles_is_refused(work, tmp_path):
 def test_a_prompt_longer_than_the_context_is_refused(work):
     result = edge("run", work / "bundle", "-p", TEXT, "--raw")
     fails(result, 2, "context")
+
+
+def test_a_process_ends_with_the_errors_exit_code(work):
+    done = subprocess.run([*COMMAND, "profile", work / "bundle", "--device", "adb:1"], capture_output=True, check=False)
+    assert done.returncode == 3
+    assert b"error:" in done.stderr
+    assert done.stdout == b""
 
 
 def test_errors_are_json_where_json_was_asked_for(work):
