@@ -12,9 +12,13 @@ CALIBRATED = False
 
 
 class Options(AffineOptions, frozen=True, forbid_unknown_fields=True):
-    """search: choose scales by the least squared error of the weights; false puts the extreme weight on the grid."""
+    """search: choose scales by the least squared error of the weights; false puts the extreme weight on the grid.
 
-    search: bool = True
+    Off by default: without knowing the inputs, clipping cuts just the outliers that language models rely on. On
+    SmolLM2-135M it lowers the squared error and raises the perplexity, at 4 bits and at 3.
+    """
+
+    search: bool = False
 
 
 def compress(name: str, weight: torch.Tensor, options: Options, inputs: Inputs | None = None) -> CompressedTensor:
