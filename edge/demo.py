@@ -74,8 +74,7 @@ def run_demo(model: str | None, recipe: str, output: Path, *, threads: int = 0, 
 def _inputs(model: str | None, output: Path) -> _Inputs:
     calibration, text = samples.calibration_and_evaluation_text()
     if model is not None:
-        name = Path(model).stem if model.endswith(".gguf") else Path(model).name
-        return _Inputs(name, model, calibration, text)
+        return _Inputs(open_checkpoint(model).name, model, calibration, text)
     source = output / "SmolLM2-135M-Instruct"
     if not source.exists():
         info("The sample comes on a 4-bit grid, where 4 bits cost nothing: taking it off, its function unchanged")

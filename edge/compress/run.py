@@ -137,17 +137,12 @@ class Job:
             "schema": SCHEMA,
             "recipe": self.recipe,
             "resolved": {name: task.resolved for name, task in self.tasks.items()},
-            "source": source_name(checkpoint.source),
+            "source": checkpoint.origin,
             "source_sha256": checkpoint.sha256,
             "calibration_sha256": self.text.sha256 if self.text else None,
             "tool_versions": tool_versions(),
         }
         write_json(folder / "config.json", config)
-
-
-def source_name(source: str) -> str:
-    """How the artefact names its origin: a hub id, or the last part of a path, never a path of this machine."""
-    return Path(source).name if Path(source).exists() else source
 
 
 def tool_versions() -> dict[str, str]:

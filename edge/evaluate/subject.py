@@ -76,7 +76,7 @@ def _open(path: str | Path, threads: int) -> tuple[Session, Subject, Any]:
     checkpoint = open_checkpoint(path)
     recipe = checkpoint.recipe["name"] if checkpoint.recipe else "float32"
     bits = 8 * checkpoint.stored_bytes / checkpoint.parameters
-    about = Subject(str(path), "torch", Path(path).name, recipe, checkpoint.stored_bytes, bits)
+    about = Subject(str(path), "torch", checkpoint.name, recipe, checkpoint.stored_bytes, bits)
     session = open_folder(checkpoint, checkpoint.spec.context_length)
     return session, about, checkpoint_tokenizer(checkpoint)
 

@@ -42,6 +42,7 @@ class Checkpoint:
     """An opened model. `spec` says what it is; tensors are read when asked for, under the names of `names()`.
 
     activations: what compressed matmuls see at run time. recipe: what compressed it (None for an original).
+    origin: what it was made from, a hub id or the last part of a path, never a path of this machine.
     Every reader raises `EdgeError` for weights that are not finite.
     """
 
@@ -55,6 +56,7 @@ class Checkpoint:
         settings: CompressionSettings | None = None,
     ) -> None:
         self.source = source
+        self.origin = settings.source if settings and settings.source else origin_of(source)
         self.config = config
         self.spec: DecoderSpec = describe(config)
         self.recipe: dict[str, Any] | None = settings.recipe if settings else None
@@ -67,6 +69,11 @@ class Checkpoint:
         self._shapes = tensor_shapes(self.spec)
         self._stored_names = _match(store.shapes(), self._shapes, self.encodings, self.spec)
         self.transposed = {m.weight for layer in self.spec.layers for g in layer.linears() for m in g if m.transposed}
+
+    @property
+    def name(self) -> str:
+        """The model's name for people: compressing and exporting leave it as it is."""
+        return self.origin.rpartition("/")[2].removesuffix(".gguf")
 
     @cached_property
     def sha256(self) -> str:
@@ -167,7 +174,14 @@ class CompressionSettings(msgspec.Struct, frozen=True):
     encodings: dict[str, Affine]
     activations: Literal["a8", "f32"]
     recipe: dict[str, Any] | None = None
+    source: str | None = None
     schema: int = files.SCHEMA
+
+
+def origin_of(source: str) -> str:
+    """What artefacts say that they were made from: a hub id, or the last part of a path."""
+    path = Path(source)
+    return path.resolve().name if path.exists() else source
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
@@ -215,8 +229,9 @@ def _settings(folder: Path, config: dict[str, Any]) -> CompressionSettings | Non
     if section.get("schema", 1) > files.SCHEMA:
         raise EdgeError("file.newer", f"{folder} was written by a newer edge", "upgrade edge")
     try:
-        recipe = config.get("edge", {}).get("recipe")
-        return msgspec.convert({**section, "recipe": recipe}, CompressionSettings)
+        edge = config.get("edge", {})
+        about = {"recipe": edge.get("recipe"), "source": edge.get("source")}
+        return msgspec.convert({**section, **about}, CompressionSettings)
     except msgspec.ValidationError as error:
         raise damaged(folder / "config.json", str(error)) from error
 

@@ -69,10 +69,9 @@ def _manifest(
 ) -> Manifest:
     spec = checkpoint.spec
     attention = spec.layers[0].attention
-    source = Path(checkpoint.source).name  # never a path of the machine that exported
     stored_bytes = sum((folder / name).stat().st_size for name in (MODEL, DATA))
     return Manifest(
-        name=source.removesuffix(".gguf"),
+        name=checkpoint.name,
         architecture=spec.model_type,
         target="cpu",
         runtime="onnx",
@@ -83,7 +82,7 @@ def _manifest(
         eos_token_ids=checkpoint.eos_token_ids,
         bos_token_id=checkpoint.bos_token_id,
         kv_cache=KvCache(len(spec.layers), attention.num_kv_heads, attention.head_dim),
-        source=source,
+        source=checkpoint.origin,
         source_sha256=checkpoint.sha256,
         recipe=checkpoint.recipe or {},
         encodings=encodings,
