@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -25,6 +28,8 @@ from edge.cli import (
 from edge.core.console import console, set_verbosity
 from edge.core.errors import EdgeError
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C
+
 app = typer.Typer(
     name="edge",
     help="Put transformers on phones, Jetsons and CPUs: compress, export, run, measure.",
@@ -33,12 +38,37 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More detail.")]
+
+
+def _with_verbosity(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with -q and -v of its own, so that they may stand before or behind its name."""
+
+    @functools.wraps(command)
+    def run(*, quiet: bool, verbose: bool, **options: Any) -> None:
+        if quiet or verbose:
+            set_verbosity(-1 if quiet else 1)
+        command(**options)
+
+    signature = inspect.signature(command)
+    extra = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in (("quiet", Quiet), ("verbose", Verbose))
+    ]
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *extra])
+    run.__annotations__ = {**command.__annotations__, "quiet": Quiet, "verbose": Verbose}
+    return run
+
+
 for panel, modules in {
     "The job": (compress, export, run, evaluate, profile, report, demo),
     "What there is": (recipes, methods, targets, devices, doctor),
 }.items():
     for module in modules:
-        app.command(module.__name__.rpartition(".")[2], rich_help_panel=panel)(module.command)
+        app.command(module.__name__.rpartition(".")[2], rich_help_panel=panel)(_with_verbosity(module.command))
 
 
 def _print_version(asked: bool) -> None:
@@ -51,13 +81,13 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")] = False,
-    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="More detail.")] = 0,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     _version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    set_verbosity(-1 if quiet else verbose)
+    set_verbosity(-1 if quiet else int(verbose))
 
 
 def main() -> None:
@@ -67,10 +97,11 @@ def main() -> None:
     except EdgeError as error:
         _show(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.quiet = False
-        console.print("interrupted: the same command goes on where it can resume", markup=False)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            console.quiet = False
+            console.print("interrupted: the same command goes on where it can resume", markup=False)
+        raise
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -147,6 +148,31 @@ def test_damage_to_checkpoints_and_bundles_is_refused(work, tmp_path):
 def test_a_prompt_longer_than_the_context_is_refused(work):
     result = edge("run", work / "bundle", "-p", TEXT, "--raw")
     fails(result, 2, "context")
+
+
+def test_quiet_leaves_nothing_but_the_result(work, tmp_path):
+    for place in (("-q", "compress"), ("compress", "-q")):
+        result = edge(*place, work / "model", "-r", "int4", "-o", tmp_path / place[0], "--json")
+        assert json.loads(result.stdout)["stored_bytes"] > 0
+        assert result.stderr == ""
+
+
+def test_an_interrupted_compression_leaves_no_output_and_goes_on(tmp_path):
+    tiny_model("llama", tmp_path / "model", num_hidden_layers=40)
+    (tmp_path / "text.txt").write_text(TEXT)
+    options = ("-r", "int4-gptq", "-o", tmp_path / "out", "--calibration-text", tmp_path / "text.txt")
+    process = subprocess.Popen([*COMMAND, "compress", tmp_path / "model", *options], stderr=subprocess.PIPE, text=True)
+    partial = tmp_path / ".out.partial"
+    while process.poll() is None and len(list(partial.glob("*.safetensors"))) < 3:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert "interrupted" in process.communicate()[1]
+    assert process.returncode == 130
+    assert not (tmp_path / "out").exists()
+    again = edge("compress", tmp_path / "model", *options)
+    assert "Going on" in again.stderr
+    assert (tmp_path / "out").is_dir()
+    assert not partial.exists()
 
 
 def test_a_process_ends_with_the_errors_exit_code(work):
