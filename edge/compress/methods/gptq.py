@@ -1,5 +1,7 @@
-"""GPTQ (Frantar, Ashkboos, Hoefler, Alistarh: "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
-Transformers", ICLR 2023, arXiv:2210.17323).
+"""GPTQ: rounds column by column and lets the columns still to come make up for each error.
+
+Frantar, Ashkboos, Hoefler, Alistarh: "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+Transformers", ICLR 2023, arXiv:2210.17323.
 
 Columns are rounded one after the other; the error of each is spread over the columns still to come so that the
 outputs on the calibration data change least. Grids are fitted to the original weights in their original order ("static

@@ -13,8 +13,10 @@ import pytest
 from edge.core.weight import Affine
 from edge.kernels import pack, reference
 from edge.kernels.lib import ACTIVATIONS, ISAS
+from edge.kernels.testing import random_tensor
 
-KERNELS = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+KERNELS = HERE.parent / "kernels"
 COMPILER = shutil.which("aarch64-linux-gnu-g++")
 QEMU = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 
@@ -31,7 +33,7 @@ def program(tmp_path_factory):
     sources = [s for s in KERNELS.glob("src/*.cpp") if "_avx" not in s.name]
     flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", f"-I{KERNELS / 'include'}"]
     running = []
-    for source in (*sources, KERNELS / "tests" / "arm64_main.cpp"):
+    for source in (*sources, HERE / "arm64_main.cpp"):
         isa = ["-march=armv8.2-a+dotprod"] if source.stem.endswith("dotprod") else []
         running.append(subprocess.Popen([COMPILER, *flags, *isa, "-c", source, "-o", folder / f"{source.stem}.o"]))
     assert not any(process.wait() for process in running)
@@ -55,14 +57,14 @@ def run(program: Path, cpu: str, isa: str, cases: list) -> tuple[list[str], list
 
 
 @pytest.fixture(scope="module")
-def cases(make_tensor):
+def cases():
     """All bits, groups and grids at odd shapes, with several numbers of tokens."""
     random = np.random.default_rng(0)
     made = []
     for bits in (2, 3, 4, 8):
         for group_size in (0, 32, 64, 128):
             for grid in ("symmetric", "zero_point"):
-                packed = pack(make_tensor(33, 228, Affine(bits, group_size, grid)))
+                packed = pack(random_tensor(33, 228, Affine(bits, group_size, grid)))
                 for tokens in (1, 7):
                     made.append((packed, random.standard_normal((tokens, 228)).astype(np.float32), "a8", 33))
                 made.append((packed, random.standard_normal((2, 228)).astype(np.float32), "f32", 33))
