@@ -33,7 +33,7 @@ baselines: .venv/ready
 
 .venv/ready-dev: .venv/ready
 	$(BIN)/python -m pip install --editable '.[dev]'
-	touch $@ .venv/ready
+	touch $@
 
 clean:
 	rm -rf .venv build out
