@@ -36,7 +36,7 @@ def edge(*arguments):
     return SimpleNamespace(returncode=ended.value.code or 0, stdout=out.getvalue(), stderr=err.getvalue())
 
 
-def fails(result, exit_code, *words):
+def assert_fails(result, exit_code, *words):
     """A failure is one line with the reason and one with a hint, no traceback, and the right exit code."""
     assert result.returncode == exit_code, result.stderr
     assert "Traceback" not in result.stderr
@@ -113,41 +113,41 @@ def test_what_is_wrong_with_a_recipe_is_said(work, tmp_path):
     recipe = tmp_path / "mine.toml"
     recipe.write_text("[[steps]]\nmethod = 'rtn'\noptions = {bitz = 4}\n")
     out = tmp_path / "out"
-    fails(edge("compress", work / "model", "-r", recipe, "-o", out), 2, "bitz", "bits")
+    assert_fails(edge("compress", work / "model", "-r", recipe, "-o", out), 2, "bitz", "bits")
     recipe.write_text("[[steps]]\nmethod = 'rtn'\noptions = {bits = 4, group_size = 48}\n")
-    fails(edge("compress", work / "model", "-r", recipe, "-o", out), 2, "48")
+    assert_fails(edge("compress", work / "model", "-r", recipe, "-o", out), 2, "48")
     recipe.write_text("[[steps]]\nmethod = 'gtpq'\n")
-    fails(edge("compress", work / "model", "-r", recipe, "-o", out), 2, "gptq")
-    fails(edge("compress", work / "model", "-r", "int5", "-o", out), 2, "int")
+    assert_fails(edge("compress", work / "model", "-r", recipe, "-o", out), 2, "gptq")
+    assert_fails(edge("compress", work / "model", "-r", "int5", "-o", out), 2, "int")
     assert not out.exists()
 
 
 def test_a_calibrated_recipe_without_text_says_so(work, tmp_path):
-    fails(edge("compress", work / "model", "-r", "int4-gptq", "-o", tmp_path / "out"), 2, "--calibration-text")
+    assert_fails(edge("compress", work / "model", "-r", "int4-gptq", "-o", tmp_path / "out"), 2, "--calibration-text")
 
 
 def test_an_existing_output_is_kept(work):
-    fails(edge("compress", work / "model", "-r", "int4", "-o", work / "small"), 2, "exists", "--force")
-    fails(edge("export", work / "small", "-o", work / "bundle"), 2, "exists", "--force")
+    assert_fails(edge("compress", work / "model", "-r", "int4", "-o", work / "small"), 2, "exists", "--force")
+    assert_fails(edge("export", work / "small", "-o", work / "bundle"), 2, "exists", "--force")
 
 
 def test_damage_to_checkpoints_and_bundles_is_refused(work, tmp_path):
-    fails(edge("compress", tmp_path / "nothing-here", "-o", tmp_path / "out"), 1)
+    assert_fails(edge("compress", tmp_path / "nothing-here", "-o", tmp_path / "out"), 1)
     damaged = shutil.copytree(work / "model", tmp_path / "damaged")
     weights = next(damaged.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-100])
-    fails(edge("compress", damaged, "-o", tmp_path / "out"), 1, weights.name)
+    assert_fails(edge("compress", damaged, "-o", tmp_path / "out"), 1, weights.name)
     bundle = shutil.copytree(work / "bundle", tmp_path / "bundle")
     data = bytearray((bundle / "model.onnx").read_bytes())
     data[len(data) // 2] ^= 1
     (bundle / "model.onnx").write_bytes(data)
-    fails(edge("run", bundle, "-p", "x"), 1, "model.onnx")
+    assert_fails(edge("run", bundle, "-p", "x"), 1, "model.onnx")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_prompt_longer_than_the_context_is_refused(work):
     result = edge("run", work / "bundle", "-p", TEXT, "--raw")
-    fails(result, 2, "context")
+    assert_fails(result, 2, "context")
 
 
 def test_quiet_leaves_nothing_but_the_result(work, tmp_path):
@@ -193,11 +193,11 @@ def test_builtin_kernels_refuse_what_they_cannot_run(work, tmp_path):
     recipe.write_text("[[steps]]\nmethod = 'rtn'\noptions = {bits = 3, group_size = 64}\n")
     assert edge("compress", work / "model", "-r", recipe, "-o", tmp_path / "small").returncode == 0
     result = edge("export", tmp_path / "small", "-o", tmp_path / "bundle", "--kernels", "builtin")
-    fails(result, 1, "--kernels edge")
+    assert_fails(result, 1, "--kernels edge")
     assert not (tmp_path / "bundle").exists()
-    fails(edge("export", tmp_path / "small", "-o", tmp_path / "b", "--kernels", "buildin"), 2, "builtin")
-    fails(edge("export", tmp_path / "small", "-o", tmp_path / "b", "--target", "androit"), 2, "android")
+    assert_fails(edge("export", tmp_path / "small", "-o", tmp_path / "b", "--kernels", "buildin"), 2, "builtin")
+    assert_fails(edge("export", tmp_path / "small", "-o", tmp_path / "b", "--target", "androit"), 2, "android")
 
 
 def test_unknown_devices_have_their_own_exit_code(work):
-    fails(edge("profile", work / "bundle", "--device", "adb:123"), 3, "adb:123")
+    assert_fails(edge("profile", work / "bundle", "--device", "adb:123"), 3, "adb:123")
