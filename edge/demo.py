@@ -53,7 +53,8 @@ def run_demo(model: str | None, recipe: str, output: Path, *, threads: int = 0, 
     """Compress, export, evaluate, profile and report `model` (the sample model when None) under `output`."""
     chosen = load_recipe(recipe)  # a wrong recipe is known before anything is fetched
     inputs = _inputs(model, output)
-    folder = output / f"{inputs.name}-{chosen.name}-{_key(inputs, msgspec.json.encode(chosen), threads)}"
+    folder = output / f"{inputs.name}-{chosen.name}-{_key(inputs, msgspec.json.encode(chosen))}"
+    measured = folder / (f"measurement-{threads}-threads.json" if threads else "measurement.json")
     small, bundle = folder / "model", folder / "bundle"
     info(f"1/5  Compress with {chosen.name}")
     if force or not small.exists():
@@ -64,10 +65,11 @@ def run_demo(model: str | None, recipe: str, output: Path, *, threads: int = 0, 
     info("3/5  Evaluate against the original")
     evaluation = _kept(folder / "evaluation.json", Evaluation, force, lambda: _evaluate(inputs, bundle, threads))
     info("4/5  Profile on this CPU")
-    measurement = _kept(folder / "measurement.json", Measurement, force, lambda: api.profile(bundle, threads=threads))
+    measurement = _kept(measured, Measurement, force, lambda: api.profile(bundle, threads=threads))
     info("5/5  Report")
-    results = [folder / "evaluation.json", folder / "measurement.json"]
-    report = api.report(results, folder / "report.html", title=f"{inputs.name} · {chosen.name}")
+    report = api.report(
+        [folder / "evaluation.json", measured], folder / "report.html", title=f"{inputs.name} · {chosen.name}"
+    )
     return _result(inputs.name, chosen.name, bundle, evaluation, measurement, report)
 
 
@@ -82,9 +84,9 @@ def _inputs(model: str | None, output: Path) -> _Inputs:
     return _Inputs("SmolLM2-135M-Instruct", source, calibration, text)
 
 
-def _key(inputs: _Inputs, recipe: bytes, threads: int) -> str:
+def _key(inputs: _Inputs, recipe: bytes) -> str:
     """Names the work by what goes into it, so that a change of any of it starts afresh."""
-    parts = (open_checkpoint(inputs.source).sha256, recipe.hex(), sha256(inputs.calibration), __version__, str(threads))
+    parts = (open_checkpoint(inputs.source).sha256, recipe.hex(), sha256(inputs.calibration), __version__)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 

@@ -58,8 +58,3 @@ def ttft_ms(measurement: Measurement) -> Summary:
 def decode_ms(measurement: Measurement) -> Summary:
     """Milliseconds per decoded token, one sample per token."""
     return summarize([ns / 1e6 for r in measurement.repetitions for ns in r.decode_ns])
-
-
-def cpu_seconds_per_second(measurement: Measurement) -> Summary:
-    """Cores kept busy: processor time over wall time, one sample per repetition."""
-    return summarize([r.cpu_ns / (r.prefill_ns + sum(r.decode_ns)) for r in measurement.repetitions])

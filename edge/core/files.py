@@ -83,6 +83,13 @@ def write_atomic(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file for people, with its folder; a disk that is full or closed to us is an `EdgeError`."""
+    with full_disk_is_an_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text.encode("utf-8", "replace"))
+
+
 def write_json(path: Path, value: Any) -> None:
     """A msgspec value as indented JSON with a final newline, byte for byte the same for the same value."""
     write_atomic(path, msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=2) + b"\n")

@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge.core.files import full_disk_is_an_error, write_atomic
+from edge.core.files import write_text
 from edge.core.measurement import Evaluation, Measurement
 from edge.report import method, table
 from edge.report.results import join
@@ -20,10 +20,7 @@ def write(
     title: str = "edge report",
 ) -> Path:
     """Write the card to `path`. Raises `UsageError` for no results, `EdgeError` for a path that can't be written."""
-    card = render(evaluations, measurements, title=title)
-    with full_disk_is_an_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, card.encode("utf-8", "replace"))
+    write_text(path, render(evaluations, measurements, title=title))
     return path
 
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from edge.core.files import full_disk_is_an_error, write_atomic
+from edge.core.files import write_text
 from edge.core.measurement import Evaluation, Measurement
 from edge.profiles import statistics
 from edge.report import figures, method, table
@@ -36,10 +36,7 @@ def write(
     title: str = "edge report",
 ) -> Path:
     """Write the report to `path`. Raises `UsageError` for no results, `EdgeError` for a path that can't be written."""
-    page = render(evaluations, measurements, title=title)
-    with full_disk_is_an_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, page.encode("utf-8", "replace"))
+    write_text(path, render(evaluations, measurements, title=title))
     return path
 
 

@@ -26,8 +26,8 @@ def demo(tmp_path):
     options = ("--model", str(tmp_path / "tiny"), "--output", str(tmp_path / "out"), "--json")
     command = [sys.executable, "-c", "from edge.cli import main; main()", "demo", *options]
 
-    def run():
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    def run(*more):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -45,4 +45,6 @@ def test_demo_ends_with_one_object_and_reuses_what_is_there(demo, tmp_path):
     start = time.perf_counter()
     assert demo() == first
     assert time.perf_counter() - start < took
+    other_threads = demo("--threads", "1")  # measured anew, not compressed anew
+    assert other_threads["decode_tokens_per_s"] != first["decode_tokens_per_s"]
     assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
