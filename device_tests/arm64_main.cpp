@@ -22,9 +22,14 @@ int main() {
     void* packed = read_bytes(sizes[2]);
     float* x = static_cast<float*>(read_bytes(sizes[3] * sizeof(float)));
     float* out = static_cast<float*>(malloc(sizes[4] * sizeof(float)));
-    const edge_status status =
-        edge_linear(packed, sizes[2], static_cast<edge_activations>(sizes[1]), static_cast<edge_isa>(sizes[0]), x,
-                    sizes[3], nullptr, 0, out, sizes[4], nullptr);
+    edge_linear_task task = {};
+    task.packed = packed;
+    task.packed_bytes = sizes[2];
+    task.activations = static_cast<edge_activations>(sizes[1]);
+    task.isa = static_cast<edge_isa>(sizes[0]);
+    task.x = {x, sizes[3]};
+    task.out = {out, sizes[4]};
+    const edge_status status = edge_linear(&task, nullptr);
     if (status != EDGE_OK) {
       fprintf(stderr, "%s\n", edge_status_text(status));
       return 1;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -16,8 +17,10 @@ from edge.kernels.pack import Bytes
 from edge.kernels.reference import Activations, Floats
 
 LIBRARY = "libedge_kernels.so"
-ABI = 1
-ISAS = {"auto": 0, "portable": 1, "avx2": 2, "avx512vnni": 3, "neon_dotprod": 4}
+ABI = 2
+ISAS = {"auto": 0, "portable": 1, "avx2": 2, "avx512vnni": 3, "neon_dotprod": 4, "neon_i8mm": 5}
+ENCODINGS = {1: "affine", 2: "codebook", 3: "group_mixed", 4: "sparse"}
+PATTERNS = {0: "", 1: "16x8", 2: "16x4", 3: "2:4"}
 ACTIVATIONS: dict[Activations, int] = {"a8": 0, "f32": 1}
 _TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)
 _RUN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t, _TASK, ctypes.c_void_p)
@@ -27,7 +30,10 @@ class Kernel(NamedTuple):
     """One row of the kernel table; `available` when this CPU runs it."""
 
     name: str
+    encoding: str
     bits: int
+    dim: int
+    pattern: str
     activations: Activations
     isa: str
     available: bool
@@ -36,7 +42,10 @@ class Kernel(NamedTuple):
 class _KernelInfo(ctypes.Structure):
     _fields_ = (
         ("name", ctypes.c_char_p),
+        ("encoding", ctypes.c_int32),
         ("bits", ctypes.c_int32),
+        ("dim", ctypes.c_int32),
+        ("pattern", ctypes.c_int32),
         ("activations", ctypes.c_int32),
         ("isa", ctypes.c_int32),
         ("available", ctypes.c_int32),
@@ -44,13 +53,34 @@ class _KernelInfo(ctypes.Structure):
 
 
 class _Parallel(ctypes.Structure):
-    _fields_ = (("host", ctypes.c_void_p), ("run", _RUN))
+    _fields_ = (("host", ctypes.c_void_p), ("run", _RUN), ("threads", ctypes.c_size_t))
+
+
+class _Array(ctypes.Structure):
+    """edge_input, edge_output."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("count", ctypes.c_size_t))
+
+
+class _LinearTask(ctypes.Structure):
+    _fields_ = (
+        ("packed", ctypes.c_void_p),
+        ("packed_bytes", ctypes.c_size_t),
+        ("activations", ctypes.c_int),
+        ("isa", ctypes.c_int),
+        ("norm", ctypes.c_int),
+        ("epilogue", ctypes.c_int),
+        ("epsilon", ctypes.c_float),
+        *((name, _Array) for name in ("x", "skip", "norm_weight", "norm_bias", "bias", "sum", "out")),
+    )
 
 
 def library_path() -> Path:
     """The compiled kernels. Raises `EdgeError` (kernels.missing) with the command that builds them."""
     import edge.kernels
 
+    if chosen := os.environ.get("EDGE_KERNELS_LIBRARY"):  # a build with sanitizers, say
+        return Path(chosen)
     for folder in edge.kernels.__path__:  # an editable install has two: the sources, and what was built
         path = Path(folder) / LIBRARY
         if path.is_file():
@@ -78,7 +108,8 @@ def kernels() -> list[Kernel]:
         info = _KernelInfo()
         _check(_load().edge_kernel_at(index, ctypes.byref(info)))
         mode, isa = modes[info.activations], names[info.isa]
-        rows.append(Kernel(info.name.decode(), info.bits, mode, isa, bool(info.available)))
+        encoding = (ENCODINGS[info.encoding], info.bits, info.dim, PATTERNS[info.pattern])
+        rows.append(Kernel(info.name.decode(), *encoding, mode, isa, bool(info.available)))
     return rows
 
 
@@ -126,8 +157,9 @@ def linear(
     bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
     mode = ACTIVATIONS[activations]
     with _Threads(threads) as parallel:
-        arguments = (*_bytes(packed), mode, _isa(isa), *_array(x), *_array(bias), *_array(out), parallel)
-        _check(_load().edge_linear(*arguments))
+        task = _LinearTask(*_bytes(packed), mode, _isa(isa), x=_Array(*_array(x)), out=_Array(*_array(out)))
+        task.bias = _Array(*_array(bias))
+        _check(_load().edge_linear(ctypes.byref(task), parallel))
     return out
 
 
@@ -143,12 +175,13 @@ class _Threads:
     """`edge_parallel` over a pool of Python threads: ctypes lets go of the interpreter lock around every task."""
 
     def __init__(self, threads: int) -> None:
+        self.threads = threads
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def __enter__(self) -> Any:
         if self.pool is None:
             return None
-        self.parallel = _Parallel(None, _RUN(self._run))
+        self.parallel = _Parallel(None, _RUN(self._run), self.threads)
         return ctypes.byref(self.parallel)
 
     def __exit__(self, *_: object) -> None:
@@ -180,7 +213,7 @@ def _load() -> ctypes.CDLL:
         "edge_check": [pointer, size, pointer],
         "edge_kernel_at": [size, pointer],
         "edge_linear_kernel": [pointer, size, number, number, pointer],
-        "edge_linear": [pointer, size, number, number, pointer, size, pointer, size, pointer, size, pointer],
+        "edge_linear": [pointer, pointer],
         "edge_embedding": [pointer, size, pointer, size, pointer, size],
     }
     for name, types in arguments.items():
@@ -198,7 +231,7 @@ def _check(status: int) -> None:
 
 def _shape(packed: Bytes) -> tuple[int, int]:
     """(columns, rows) after the library checked the header."""
-    header = (ctypes.c_uint32 * 16)()
+    header = (ctypes.c_uint32 * 16)()  # edge_packed_header
     _check(_load().edge_check(*_bytes(packed), header))
     return header[3], header[2]
 

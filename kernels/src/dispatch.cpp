@@ -30,7 +30,7 @@ constexpr Kernel kKernels[] = {
 #undef EDGE_KERNEL
 constexpr size_t kKernelCount = sizeof(kKernels) / sizeof(kKernels[0]);
 
-constexpr const char* kIsaNames[] = {"auto", "portable", "avx2", "avx512vnni", "neon_dotprod"};
+constexpr const char* kIsaNames[] = {"auto", "portable", "avx2", "avx512vnni", "neon_dotprod", "neon_i8mm"};
 constexpr int kIsaCount = sizeof(kIsaNames) / sizeof(kIsaNames[0]);
 
 #if defined(__x86_64__)
@@ -145,7 +145,8 @@ size_t edge_kernel_count(void) {
 edge_status edge_kernel_at(size_t index, edge_kernel_info* info) {
   if (index >= edge::kKernelCount || !info) return EDGE_BAD_ARGUMENT;
   const edge::Kernel& kernel = edge::kKernels[index];
-  *info = {kernel.name, static_cast<int32_t>(kernel.bits), kernel.activations, kernel.isa, edge::runs(kernel.isa)};
+  *info = {kernel.name, EDGE_AFFINE,           static_cast<int32_t>(kernel.bits), 0, 0, kernel.activations,
+           kernel.isa,  edge::runs(kernel.isa)};
   return EDGE_OK;
 }
 

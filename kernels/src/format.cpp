@@ -12,8 +12,8 @@ bool known_group(uint32_t group_size) {
 }
 
 bool reserved_is_zero(const edge_packed_header& header) {
-  uint8_t any = header.reserved_a;
-  for (uint8_t byte : header.reserved_b) any |= byte;
+  uint8_t any = 0;
+  for (uint8_t byte : header.reserved) any |= byte;
   return any == 0;
 }
 
@@ -39,6 +39,8 @@ Geometry geometry_of(const edge_packed_header& header) {
   g.padded_columns = (g.columns + kStep - 1) / kStep * kStep;
   g.group_columns = header.group_size ? header.group_size : g.padded_columns;
   g.groups = (g.padded_columns + g.group_columns - 1) / g.group_columns;
+  g.sum_columns = g.group_columns;
+  g.sums = g.groups;
   g.tiles = (g.rows + kRows - 1) / kRows;
   g.zero_points = header.grid == EDGE_ZERO_POINT;
   g.head_bytes = 2 * kScaleBytes + (g.zero_points ? 2 * kRows : 0);

@@ -18,6 +18,7 @@ struct Geometry {
   size_t padded_columns;  // a multiple of kStep
   size_t group_columns;   // of every group but the last
   size_t groups, tiles;
+  size_t sum_columns, sums;  // columns behind each of the sums of activations that a kernel wants, and their number
   size_t head_bytes;  // scales and zero points before each pair of groups
   size_t tile_bytes;
   bool zero_points;

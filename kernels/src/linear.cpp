@@ -87,28 +87,30 @@ edge_status edge_linear_kernel(const void* packed, size_t packed_bytes, edge_act
   return found;
 }
 
-edge_status edge_linear(const void* packed, size_t packed_bytes, edge_activations activations, edge_isa isa,
-                        const float* x, size_t x_count, const float* bias, size_t bias_count, float* out,
-                        size_t out_count, const edge_parallel* parallel) {
+edge_status edge_linear(const edge_linear_task* call, const edge_parallel* parallel) {
+  if (!call) return EDGE_BAD_ARGUMENT;
   edge_packed_header header;
-  const edge_status status = edge_check(packed, packed_bytes, &header);
+  const edge_status status = edge_check(call->packed, call->packed_bytes, &header);
   if (status != EDGE_OK) return status;
   edge::Work work = {};
   work.task.matrix = edge::geometry_of(header);
-  if (!edge::shapes_match(work.task.matrix, x_count, bias ? bias_count : 0, out_count)) return EDGE_BAD_ARGUMENT;
-  if (bias && bias_count == 0) return EDGE_BAD_ARGUMENT;
+  const size_t bias_count = call->bias.data ? call->bias.count : 0;
+  if (!edge::shapes_match(work.task.matrix, call->x.count, bias_count, call->out.count)) return EDGE_BAD_ARGUMENT;
+  if (call->bias.data && bias_count == 0) return EDGE_BAD_ARGUMENT;
   const edge::Kernel* kernel;
-  const edge_status found = edge::find_kernel(header.bits, activations, isa, &kernel);
-  if (found != EDGE_OK || x_count == 0) return found;
-  if (!x || !out || (parallel && !parallel->run)) return EDGE_BAD_ARGUMENT;
+  const edge_status found = edge::find_kernel(header.bits, call->activations, call->isa, &kernel);
+  if (found != EDGE_OK || call->x.count == 0) return found;
+  if (!call->x.data || !call->out.data || (parallel && !parallel->run)) return EDGE_BAD_ARGUMENT;
+  if (call->norm != EDGE_NO_NORM || call->epilogue != EDGE_NO_EPILOGUE || call->skip.data) return EDGE_UNSUPPORTED;
   work.kernel = kernel->run;
-  work.task.tiles = static_cast<const uint8_t*>(packed) + sizeof(header);
-  work.task.tokens = x_count / header.columns;
-  work.task.x = x;
-  work.task.bias = bias;
-  work.task.out = out;
+  work.task.prefix = static_cast<const uint8_t*>(call->packed) + sizeof(header);
+  work.task.tiles = static_cast<const uint8_t*>(call->packed) + sizeof(header);
+  work.task.tokens = call->x.count / header.columns;
+  work.task.x = call->x.data;
+  work.task.bias = call->bias.data;
+  work.task.out = call->out.data;
   work.chunk_tiles = edge::tiles_per_chunk(work.task);
-  if (activations == EDGE_A8) return edge::multiply_quantized(&work, parallel);
+  if (call->activations == EDGE_A8) return edge::multiply_quantized(&work, parallel);
   edge::run(parallel, edge::chunks(work.task.matrix.tiles, work.chunk_tiles), edge::multiply_chunk, &work);
   return EDGE_OK;
 }

@@ -7,9 +7,10 @@ namespace edge {
 
 struct LinearTask {
   Geometry matrix;
+  const uint8_t* prefix;  // what stands between header and tiles
   const uint8_t* tiles;
   size_t tokens;
-  // a8: each token quantized to [padded_columns] int8, with a sum and a scale per group
+  // a8: each token quantized to [padded_columns] int8, with [sums] sums and a scale per group
   const int8_t* q;
   const int32_t* sums;
   const float* q_scales;

@@ -122,10 +122,15 @@ Status* compute_linear(Kernel* kernel, KernelContext* context) {
   x.dims[x.rank - 1] = kernel->rows;
   EDGE_ORT_TRY(output(api, context, x.dims, x.rank, &out));
   Pool pool = {api, context, nullptr};
-  const edge_parallel parallel = {&pool, run_on_pool};
-  const edge_status status = edge_linear(
-      weight.data, weight.count, kernel->activations, EDGE_AUTO, static_cast<const float*>(x.data), x.count,
-      static_cast<const float*>(bias.data), bias.count, static_cast<float*>(out.data), out.count, &parallel);
+  const edge_parallel parallel = {&pool, run_on_pool, 0};
+  edge_linear_task task = {};
+  task.packed = weight.data;
+  task.packed_bytes = weight.count;
+  task.activations = kernel->activations;
+  task.x = {static_cast<const float*>(x.data), x.count};
+  task.bias = {static_cast<const float*>(bias.data), bias.count};
+  task.out = {static_cast<float*>(out.data), out.count};
+  const edge_status status = edge_linear(&task, &parallel);
   return pool.failure ? pool.failure : error(api, status);
 }
 
