@@ -1,4 +1,4 @@
-"""The walk through a decoder: every layer of a `DecoderSpec` as a handful of fused nodes.
+"""The walk through a decoder, with the operators of a stock ONNX Runtime; `fused.py` has it with edge's own.
 
 input_ids [1, S] -> embedding -> per layer: norm · QKV · attention with rotary embedding and cache · output ·
 norm with the residual · gate and up · activation · down -> norm -> last num_logits positions -> head -> logits
@@ -7,6 +7,7 @@ norm with the residual · gate and up · activation · down -> norm -> last num_
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -42,8 +43,19 @@ def fused_name(linears: Sequence[Linear], name: str) -> str:
     return linears[0].name if len(linears) == 1 else f"{linears[0].name.rpartition('.')[0]}.{name}"
 
 
+@dataclass(frozen=True)
+class Stream:
+    """What the next block reads: norm(x + residual). Its sum x + residual is the residual of the block after."""
+
+    norm: Norm
+    x: ir.Value
+    residual: ir.Value | None = None
+
+
 class DecoderGraph:
     """Builds the graph of one checkpoint. `encodings` tells afterwards how every matrix was stored."""
+
+    rotary_multiple = 16  # columns that GroupQueryAttention rotates on CPU
 
     def __init__(self, graph: GraphBuilder, checkpoint: Checkpoint, kernels: Kernels, context_length: int) -> None:
         self.graph = graph
@@ -61,13 +73,12 @@ class DecoderGraph:
         self.total_length = self.graph.input("total_sequence_length", np.int32, [])
         count = self.graph.input("num_logits", np.int64, [1])
         self.rope = self._rope_tables()
-        residual = self._embed()
-        x = self._norm(spec.layers[0].input_norm, residual)
+        stream = Stream(spec.layers[0].input_norm, self._embed())
         following = [layer.input_norm for layer in spec.layers[1:]] + [spec.final_norm]
         for index, (layer, next_norm) in enumerate(zip(spec.layers, following, strict=True)):
-            x, residual = self._layer(index, layer, x, residual, next_norm)
+            stream = self._layer(index, layer, stream, next_norm)
             self.checkpoint.release()
-        self._logits(self._last(x, count))
+        self._logits(self._head(stream, count))
 
     def _embed(self) -> ir.Value:
         spec, layer = self.spec, self.spec.embedding
@@ -90,35 +101,56 @@ class DecoderGraph:
         step = graph.scalar("one", 1, np.int32)
         return graph.node("Gather", layer, [table, graph.node("Range", layer, [first, self.total_length, step])])
 
-    def _layer(
-        self, index: int, layer: Layer, x: ir.Value, residual: ir.Value, next_norm: Norm
-    ) -> tuple[ir.Value, ir.Value]:
-        """From this layer's normalised input and the residual to the next one's."""
-        y = self._attention(index, layer, x)
+    def _layer(self, index: int, layer: Layer, stream: Stream, next_norm: Norm) -> Stream:
+        """From what this layer reads to what the next one does."""
+        qkv = fused_name(layer.attention.qkv, "qkv_proj")
+        y, residual = self._normed_linear(qkv, layer.attention.qkv, stream)
+        y = self._attend(index, layer.attention, qkv.rpartition(".")[0], y)
+        y = self._linear(layer.attention.o.name, (layer.attention.o,), y)
         if layer.post_attention_norm is not None:
             y = self._norm(layer.post_attention_norm, y)
-        x, residual = self._add_and_norm(layer.mlp_norm, y, residual)
-        y = self._mlp(layer.mlp, x)
+        up = fused_name(layer.mlp.up, "gate_up_proj")
+        y, residual = self._normed_linear(up, layer.mlp.up, Stream(layer.mlp_norm, y, residual), layer.mlp)
+        y = self._linear(layer.mlp.down.name, (layer.mlp.down,), y)
         if layer.post_mlp_norm is not None:
             y = self._norm(layer.post_mlp_norm, y)
-        return self._add_and_norm(next_norm, y, residual)
+        return Stream(next_norm, y, residual)
 
-    def _attention(self, index: int, layer: Layer, x: ir.Value) -> ir.Value:
-        spec = layer.attention
-        name = fused_name(spec.qkv, "qkv_proj").rpartition(".")[0]
-        qkv = self._linear(fused_name(spec.qkv, "qkv_proj"), spec.qkv, x)
+    def _normed_linear(
+        self, name: str, linears: Sequence[Linear], stream: Stream, mlp: Mlp | None = None
+    ) -> tuple[ir.Value, ir.Value]:
+        """The product of what a stream brings, through an activation where it is that of `mlp`; and the residual."""
+        x, residual = self._enter(stream)
+        y = self._linear(name, linears, x)
+        return (y if mlp is None else self._activate(mlp, name, y)), residual
+
+    def _enter(self, stream: Stream) -> tuple[ir.Value, ir.Value]:
+        """norm(x + residual), and x + residual."""
+        if stream.residual is None:
+            return self._norm(stream.norm, stream.x), stream.x
+        return self._add_and_norm(stream.norm, stream.x, stream.residual)
+
+    def _attend(self, index: int, spec: Attention, name: str, qkv: ir.Value) -> ir.Value:
         query, key, value = self._normed_heads(spec, name, qkv)
         shape = [1, spec.num_kv_heads, self.context_length, spec.head_dim]
-        past = [self.graph.input(f"past_key_values.{index}.{part}", np.float32, shape) for part in ("key", "value")]
+        past = self._caches(index, np.float32, shape)
         inputs = [query, key, value, *past, self.past_length, self.total_length, *self.rope.get(spec.rope, ())]
         attributes = {"num_heads": spec.num_heads, "kv_num_heads": spec.num_kv_heads, "scale": spec.scale}
         attributes |= {"do_rotary": int(spec.rope is not None), "local_window_size": spec.window or -1}
         if spec.softcap:
             attributes["softcap"] = spec.softcap
         y, *present = self.graph.nodes("GroupQueryAttention", name, inputs, 3, domain=MICROSOFT, **attributes)
-        for part, cache in zip(("key", "value"), present, strict=True):
-            self.graph.output(cache, f"present.{index}.{part}", np.float32, shape)
-        return self._linear(spec.o.name, (spec.o,), y)
+        self._present(index, present, np.float32, shape)
+        return y
+
+    def _caches(self, index: int, dtype: type[np.generic], shape: Sequence[int]) -> list[ir.Value]:
+        """Key and value cache of a layer as inputs of the graph."""
+        return [self.graph.input(f"past_key_values.{index}.{part}", dtype, shape) for part in ("key", "value")]
+
+    def _present(self, index: int, caches: Sequence[ir.Value], dtype: type[np.generic], shape: Sequence[int]) -> None:
+        """The same as outputs, which the runtime binds to the same memory."""
+        for part, cache in zip(("key", "value"), caches, strict=True):
+            self.graph.output(cache, f"present.{index}.{part}", dtype, shape)
 
     def _normed_heads(
         self, spec: Attention, layer: str, qkv: ir.Value
@@ -142,16 +174,12 @@ class DecoderGraph:
         y = self._norm(norm, self.graph.node("Reshape", norm.name, [x, apart]))
         return self.graph.node("Reshape", norm.name, [y, together])
 
-    def _mlp(self, spec: Mlp, x: ir.Value) -> ir.Value:
-        layer = fused_name(spec.up, "gate_up_proj")
-        y = self._linear(layer, spec.up, x)
+    def _activate(self, spec: Mlp, layer: str, x: ir.Value) -> ir.Value:
         name = layer.rpartition(".")[0]
-        if spec.gated:
-            gate, up = self.graph.nodes("Split", name, [y], 2, axis=-1, num_outputs=2)
-            y = self.graph.node("Mul", name, [self._activation(spec, name, gate), up])
-        else:
-            y = self._activation(spec, name, y)
-        return self._linear(spec.down.name, (spec.down,), y)
+        if not spec.gated:
+            return self._activation(spec, name, x)
+        gate, up = self.graph.nodes("Split", name, [x], 2, axis=-1, num_outputs=2)
+        return self.graph.node("Mul", name, [self._activation(spec, name, gate), up])
 
     def _activation(self, spec: Mlp, layer: str, x: ir.Value) -> ir.Value:
         if spec.activation == "silu":
@@ -165,10 +193,16 @@ class DecoderGraph:
         end = self.graph.integers("end", [INT64_MAX])
         return self.graph.node("Slice", self.spec.head, [x, start, end, self.graph.integers("axis.1", [1])])
 
-    def _logits(self, x: ir.Value) -> None:
+    def _head_matrix(self) -> CompressedTensor:
+        spec = self.spec
+        return self._matrix(f"{spec.embedding if spec.tied else spec.head}.weight")
+
+    def _head(self, stream: Stream, count: ir.Value) -> ir.Value:
+        x, _ = self._enter(stream)
+        return self._product(self.spec.head, self._head_matrix(), None, self._last(x, count))
+
+    def _logits(self, logits: ir.Value) -> None:
         spec, graph = self.spec, self.graph
-        tensor = self._matrix(f"{spec.embedding if spec.tied else spec.head}.weight")
-        logits = self._product(spec.head, tensor, None, x)
         if spec.logit_softcap:
             cap = graph.scalar("logit_softcap", spec.logit_softcap, np.float32)
             logits = graph.node("Tanh", spec.head, [graph.node("Div", spec.head, [logits, cap])])
@@ -227,7 +261,7 @@ class DecoderGraph:
         weights = {}
         for key in sorted(used):
             cos, sin = (np.asarray(table) for table in tables[key])
-            _check_rotary_dim(2 * cos.shape[1])
+            _check_rotary_dim(2 * cos.shape[1], self.rotary_multiple)
             weights[key] = (
                 self.graph.weight(f"rope.{key}.cos", partial(np.array, cos)),
                 self.graph.weight(f"rope.{key}.sin", partial(np.array, sin)),
@@ -251,7 +285,7 @@ def check_attention(attention: Attention) -> None:
         raise EdgeError("export.head_dim", message, f"GroupQueryAttention takes multiples of {multiple}")
 
 
-def _check_rotary_dim(width: int) -> None:
-    if width % 16:
+def _check_rotary_dim(width: int, multiple: int) -> None:
+    if width % multiple:
         message = f"rotary embedding over {width} columns can't be exported"
-        raise EdgeError("export.rotary_dim", message, "GroupQueryAttention takes multiples of 16")
+        raise EdgeError("export.rotary_dim", message, f"the attention operator takes multiples of {multiple}")
