@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ PREFILL_CHUNK = 512
 # the speed on a machine that does anything else, and drains batteries.
 SPIN_US = "50"
 PROVIDERS = ["CPUExecutionProvider"]
+PAST = "past_key_values."
+DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
+CACHE_LINE = 64
 
 
 def open(bundle: Bundle, options: SessionOptions) -> Session:
@@ -56,11 +60,11 @@ class OnnxSession:
         self._layer_of_node = manifest.layer_of_node
         self._profile_path = options.profile_path
         self._position = 0
-        cache = manifest.kv_cache
-        shape = (1, cache.heads, self.context_length, cache.head_dim)
-        # Zeroed pages cost memory only once they are written.
-        names = [f"{layer}.{part}" for layer in range(cache.layers) for part in ("key", "value")]
-        self._caches = {name: np.zeros(shape, cache.dtype) for name in names}
+        self._caches = {
+            value.name.removeprefix(PAST): _zeros(value.shape, DTYPES[value.type])
+            for value in engine.get_inputs()
+            if value.name.startswith(PAST)
+        }
         self._seqlens_k = np.zeros(1, np.int32)
         self._total_length = np.zeros((), np.int32)
         self._token = np.zeros((1, 1), np.int64)
@@ -112,13 +116,21 @@ class OnnxSession:
         binding = self._engine.io_binding()
         binding.bind_cpu_input("num_logits", np.array([logits.shape[1]], np.int64))
         inputs = {"input_ids": ids, "seqlens_k": self._seqlens_k, "total_sequence_length": self._total_length}
-        inputs |= {f"past_key_values.{name}": cache for name, cache in self._caches.items()}
+        inputs |= {PAST + name: cache for name, cache in self._caches.items()}
         for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         outputs = {"logits": logits} | {f"present.{name}": cache for name, cache in self._caches.items()}
         for name, array in outputs.items():
             binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         return binding
+
+
+def _zeros(shape: Sequence[int], dtype: type[np.generic]) -> NDArray[Any]:
+    """Zeros from the start of a cache line on. Zeroed pages cost memory only once they are written."""
+    count = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(count + CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % CACHE_LINE
+    return memory[start : start + count].view(dtype).reshape(shape)
 
 
 def operator_times(trace: Path, layer_of_node: dict[str, str]) -> list[OperatorTime]:
