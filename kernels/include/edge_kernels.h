@@ -34,6 +34,7 @@ typedef enum edge_status {
 /* One line of English for a status; never null. */
 EDGE_API const char* edge_status_text(edge_status status);
 
+// clang-format off: the diagrams below
 /* ---- Packed weights -------------------------------------------------------------------------------------------------
  *
  * A matrix [rows, columns] (row = output feature) as one blob: this header, a prefix that some encodings have, then
@@ -63,13 +64,16 @@ EDGE_API const char* edge_status_text(edge_status status);
  *
  * EDGE_CODEBOOK: value = scale * table[code]. Steps are those of EDGE_AFFINE with `bits` bits (2, 3, 4).
  *     dim 1      one code a column; the table's entries are int8 (-127 .. 127, stored + 128) or int16 (stored + 32768
- * as a plane of low bytes and a plane of high bytes; group_size not 0) dim 2      one code for two adjacent columns,
- * int8 entries, one plane for each of the two coordinates. A step is 64 columns (columns are padded to 64; group_size
- * 0, 64 or 128). Code pair i (columns 2i, 2i + 1) of the four pairs of 8 columns lies where column {0, 2, 1, 3}[i & 3]
- * + (i & ~3) of a dim 1 step would. tables     lines of 64 bytes = 4 lanes of 16; lane i serves rows 4i .. 4i + 3. Byte
- * e of a lane is entry e. With table_rows 1, every row has its own table: of 4 entries, one line, entry e of row 4i + r
- * at byte 4r + e of lane i; of 8, two lines, line p has rows 4i + 2p and 4i + 2p + 1, at bytes 0 and 8; of 16, four
- * lines, line r has row 4i + r. A plane is 1, 2 or 4 lines; planes (low, high; or coordinate 0, 1) follow each other.
+ *                as a plane of low bytes and a plane of high bytes; group_size not 0)
+ *     dim 2      one code for two adjacent columns, int8 entries, one plane for each of the two coordinates. A step is
+ *                64 columns (columns are even and padded to 64; group_size 0, 64 or 128). Code pair i (columns 2i,
+ *                2i + 1) of the four pairs of 8 columns lies where column {0, 2, 1, 3}[i & 3] + (i & ~3) of a dim 1
+ *                step would.
+ *     tables     lines of 64 bytes = 4 lanes of 16; lane i serves rows 4i .. 4i + 3. Byte e of a lane is entry e;
+ *                entries past the table's or the matrix's end are 0 (stored as such: 128). With table_rows 1, every row
+ *                has its own table: of 4 entries, one line, entry e of row 4i + r at byte 4r + e of lane i; of 8, two
+ *                lines, line p has rows 4i + 2p and 4i + 2p + 1, at bytes 0 and 8; of 16, four lines, line r has row
+ *                4i + r. A plane is 1, 2 or 4 lines; planes (low, high; or coordinate 0, 1) follow each other.
  *     table_rows, table_columns   rows and columns that share a table: 0 is all of them; rows 1 (dim 1 only) or a
  *                multiple of 4; columns a multiple of 2 * group_size. Both 0: the table is the blob's prefix. Else it
  *                stands before the head of the pair of groups that it begins with, in every tile.
@@ -79,24 +83,30 @@ EDGE_API const char* edge_status_text(edge_status status);
  *                32 * lines / table_columns
  *
  * EDGE_GROUP_MIXED: bits 2 with `high_groups` groups of every tile at 4 bits; group_size 32, 64 or 128, columns padded
- * to it. A tile: u16 order[groups]     the groups at 2 bits, ascending, then those at 4 bits, ascending; padded to 64
- * bytes 64 bytes              fp16 scales of the rows and 32 zeros, only with EDGE_SECOND_ORDER_SCALES pairs of groups
- * in that order, as in EDGE_AFFINE, those at 2 bits first; an odd one out stands alone in its pair. With second-order
- * scales, a head has u8 scales (16 + 16 bytes): scale = u8 * row's scale bits per weight: 2 + 2 * high_groups / groups
- * + (16 or 8, and 8 with zero points) / group_size
+ * to it. A tile:
+ *     u16 order[groups]     the groups at 2 bits, ascending, then those at 4 bits, ascending; padded to 64 bytes
+ *     64 bytes              fp16 scales of the rows and 32 zeros, only with EDGE_SECOND_ORDER_SCALES
+ *     pairs of groups in that order, as in EDGE_AFFINE, those at 2 bits first; an odd one out stands alone in its pair.
+ *                With second-order scales, a head has u8 scales (16 + 16 bytes): scale = u8 * row's scale
+ *     bits per weight: 2 + 2 * high_groups / groups + (16 or 8, and 8 with zero points) / group_size
  *
  * EDGE_SPARSE (symmetric grid; bits 4 or 8 per stored value):
  *     EDGE_16X8, EDGE_16X4  the prefix is u32 offset[tiles + 1], in units of 64 bytes from the end of the header,
- * padded to 64 bytes. A tile: u16 count[groups], u16 index[sum of counts] (column / width of each block, ascending
- *                within its group), padded to 64; then for each pair of groups 64 bytes of fp16 scales and the blocks
- * of the one and the other. A block of 8 columns is quad 0 and quad 1: at 4 bits one atom, at 8 bits two. A block of 4
- * columns is one quad: at 8 bits one atom; at 4 bits two blocks share an atom (low nibbles the first), and the count of
- * a group is made even by a block of codes 8. EDGE_2OF4  heads as in EDGE_AFFINE. In every row, 2 of each quad of
- * columns are stored. A step of 32 columns: 64 bytes of positions, then values. Byte 4 * row + i is quad 2m + i / 2,
- * its kept value i & 1; positions: bits 2m, 2m + 1 (m = 0 .. 3) hold the column in the quad; values of 4 bits: 2 atoms,
- * atom a has m = 2a in the low nibble, m = 2a + 1 in the high one; of 8 bits: 4 atoms, atom m. bits per weight: blocks
- * density * bits + 16 / group_size + 16 * density / (16 * width); 2:4 bits / 2 + 1 + 16 / group_size
+ *                padded to 64 bytes. A tile: u16 count[groups], u16 index[sum of counts] (column / width of each block,
+ *                ascending within its group), padded to 64; then for each pair of groups 64 bytes of fp16 scales and
+ *                the blocks of the one and the other. A block of 8 columns is quad 0 and quad 1: at 4 bits one atom, at 8
+ *                bits two. A block of 4 columns is one quad: at 8 bits one atom; at 4 bits two blocks share an atom
+ *                (low nibbles the first), and the count of a group is made even by a block of codes 8 with the index of the
+ *                one before.
+ *     EDGE_2OF4  heads as in EDGE_AFFINE. Columns are a multiple of 4; in every row, 2 of each quad of columns are
+ *                stored, the left one first (columns 0 and 1 in padded quads). A step of 32 columns: 64 bytes of
+ *                positions, then values. Byte 4 * row + i is quad 2m + i / 2, its kept value i & 1; positions: bits 2m,
+ *                2m + 1 (m = 0 .. 3) hold the column in the quad; values of 4 bits: 2 atoms, atom a has m = 2a in the
+ *                low nibble, m = 2a + 1 in the high one; of 8 bits: 4 atoms, atom m.
+ *     bits per weight: blocks density * bits + 16 / group_size + 16 * density / (16 * width); 2:4 bits / 2 + 1 + 16 /
+ *                group_size
  */
+// clang-format on
 #define EDGE_PACKED_MAGIC 0x4b474445u /* the bytes "EDGK" */
 #define EDGE_PACKED_VERSION 1
 #define EDGE_TILE_ROWS 16
