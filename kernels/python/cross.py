@@ -29,7 +29,7 @@ LINK = [
     *("-shared", "-nostdlib", "-Wl,--no-undefined", "-Wl,--hash-style=both", "-Wl,--build-id=none", "-Wl,-s"),
     f"-Wl,-z,max-page-size={PAGE}",
 ]
-ISA_FLAGS = {"neon_dotprod": ["-march=armv8.2-a+dotprod"]}
+ISA_FLAGS = {"neon_dotprod": ["-march=armv8.2-a+dotprod"], "neon_i8mm": ["-march=armv8.2-a+dotprod+i8mm"]}
 
 
 @dataclass(frozen=True)

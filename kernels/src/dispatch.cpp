@@ -58,12 +58,17 @@ bool cpu_has(edge_isa isa) {
 }
 #elif defined(__aarch64__) && defined(__APPLE__)
 bool cpu_has(edge_isa isa) {
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  if (isa == EDGE_NEON_I8MM) return true;  // built for M2, A15 or later: asking the system would need one more symbol
+#endif
   return isa == EDGE_NEON_DOTPROD;  // every Apple CPU since A13 and M1
 }
 #elif defined(__aarch64__)
 bool cpu_has(edge_isa isa) {
-  constexpr unsigned long hwcap = 16, asimd_dotprod = 1ul << 20;
-  return isa == EDGE_NEON_DOTPROD && (getauxval(hwcap) & asimd_dotprod);
+  constexpr unsigned long hwcap = 16, asimd_dotprod = 1ul << 20, hwcap2 = 26, i8mm = 1ul << 13;
+  const bool has_dotprod = getauxval(hwcap) & asimd_dotprod;
+  if (isa == EDGE_NEON_I8MM) return has_dotprod && (getauxval(hwcap2) & i8mm);
+  return isa == EDGE_NEON_DOTPROD && has_dotprod;
 }
 #else
 bool cpu_has(edge_isa) {
