@@ -94,10 +94,10 @@ EDGE_API const char* edge_status_text(edge_status status);
  *     EDGE_16X8, EDGE_16X4  the prefix is u32 offset[tiles + 1], in units of 64 bytes from the end of the header,
  *                padded to 64 bytes. A tile: u16 count[groups], u16 index[sum of counts] (column / width of each block,
  *                ascending within its group), padded to 64; then for each pair of groups 64 bytes of fp16 scales and
- *                the blocks of the one and the other. A block of 8 columns is quad 0 and quad 1: at 4 bits one atom, at 8
- *                bits two. A block of 4 columns is one quad: at 8 bits one atom; at 4 bits two blocks share an atom
- *                (low nibbles the first), and the count of a group is made even by a block of codes 8 with the index of the
- *                one before.
+ *                the blocks of the one and the other. A block of 8 columns is quad 0 and quad 1: at 4 bits one atom, at
+ *                8 bits two. A block of 4 columns is one quad: at 8 bits one atom; at 4 bits two blocks share an atom
+ *                (low nibbles the first), and the count of a group is made even by a block of codes 8 with the index of
+ *                the one before.
  *     EDGE_2OF4  heads as in EDGE_AFFINE. Columns are a multiple of 4; in every row, 2 of each quad of columns are
  *                stored, the left one first (columns 0 and 1 in padded quads). A step of 32 columns: 64 bytes of
  *                positions, then values. Byte 4 * row + i is quad 2m + i / 2, its kept value i & 1; positions: bits 2m,
