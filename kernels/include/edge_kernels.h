@@ -330,17 +330,18 @@ typedef enum edge_type {
 #define EDGE_MAX_SLOTS 16
 
 typedef struct edge_tensor {
-  void* data; /* null: absent */
-  int32_t type;
+  void* data;
+  int32_t type; /* edge_type, or 0: absent */
   int32_t rank;
-  int64_t dims[EDGE_MAX_RANK]; /* in `shapes`, -1 is unknown */
+  int64_t dims[EDGE_MAX_RANK]; /* in `shapes`, any below 0 is unknown and reappears in the outputs that have it */
 } edge_tensor;
 
 typedef struct edge_slot {
   const char* name;
   int32_t type;
   int32_t optional;
-  int32_t alias; /* outputs: index of the input that is updated in place, else -1 */
+  int32_t alias;  /* outputs: index of the input that is updated in place, else -1 */
+  int32_t packed; /* inputs: packed weights, for `check` */
 } edge_slot;
 
 typedef struct edge_attribute {
@@ -356,10 +357,14 @@ typedef struct edge_operator {
   const edge_slot* outputs;
   const edge_attribute* attributes;
   int32_t input_count, output_count, attribute_count;
-  /* Types, ranks and dims of the outputs from those of the inputs; reads no data. */
+  /* Packed weights against the attributes, checksum included: once, when a weight is first seen. Inputs that are not
+   * known by then are absent. */
+  edge_status (*check)(const double* attributes, const edge_tensor* inputs);
+  /* Types, ranks and dims of the outputs from those of the inputs; reads no data. An output that these inputs don't
+   * give is absent. */
   edge_status (*shapes)(const double* attributes, const edge_tensor* inputs, edge_tensor* outputs);
-  /* Checks every type and shape, then computes. An aliased output with other memory than its input gets a copy first.
-   */
+  /* Checks every type and shape, then computes. Optional outputs may be absent. An aliased output with other memory
+   * than its input gets a copy first. */
   edge_status (*run)(const double* attributes, const edge_tensor* inputs, edge_tensor* outputs,
                      const edge_parallel* parallel);
 } edge_operator;
