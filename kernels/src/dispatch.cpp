@@ -22,8 +22,8 @@ constexpr edge_isa avx2 = EDGE_AVX2, avx512vnni = EDGE_AVX512VNNI;
 constexpr edge_isa neon_dotprod = EDGE_NEON_DOTPROD;
 #endif
 
-#define EDGE_KERNEL(bits, activations, isa) \
-  {"affine" #bits "_" #activations "_" #isa, bits, activations, isa, affine##bits##_##activations##_##isa},
+#define EDGE_KERNEL(name, encoding, bits, variant, activations, isa) \
+  {#name "_" #activations "_" #isa, encoding, bits, variant, activations, isa, name##_##activations##_##isa},
 constexpr Kernel kKernels[] = {
 #include "kernels.inc"
 };
@@ -116,16 +116,22 @@ bool runs(edge_isa isa) {
   return isa > EDGE_AUTO && isa < kIsaCount && (machine() >> isa & 1);
 }
 
+bool serves(const Kernel& kernel, const edge_packed_header& header) {
+  const uint32_t variant = header.encoding == EDGE_CODEBOOK ? header.dim : header.pattern;
+  return kernel.encoding == header.encoding && kernel.bits == header.bits && kernel.variant == variant;
+}
+
 }  // namespace
 
-edge_status find_kernel(uint32_t bits, edge_activations activations, edge_isa cap, const Kernel** found) {
+edge_status find_kernel(const edge_packed_header& header, edge_activations activations, edge_isa cap,
+                        const Kernel** found) {
   const int environment = static_cast<int>(machine() >> 8 & 0xff) - 1;
   if (environment < 0 || (cap != EDGE_AUTO && !runs(cap))) return EDGE_NO_ISA;
   const int highest =
       smaller(cap == EDGE_AUTO ? kIsaCount : static_cast<int>(cap), environment == EDGE_AUTO ? kIsaCount : environment);
   *found = nullptr;
   for (const Kernel& kernel : kKernels) {
-    const bool fits = kernel.bits == bits && kernel.activations == activations;
+    const bool fits = serves(kernel, header) && kernel.activations == activations;
     if (fits && kernel.isa <= highest && runs(kernel.isa)) *found = &kernel;
   }
   return *found ? EDGE_OK : EDGE_UNSUPPORTED;
@@ -150,8 +156,14 @@ size_t edge_kernel_count(void) {
 edge_status edge_kernel_at(size_t index, edge_kernel_info* info) {
   if (index >= edge::kKernelCount || !info) return EDGE_BAD_ARGUMENT;
   const edge::Kernel& kernel = edge::kKernels[index];
-  *info = {kernel.name, EDGE_AFFINE,           static_cast<int32_t>(kernel.bits), 0, 0, kernel.activations,
-           kernel.isa,  edge::runs(kernel.isa)};
+  info->name = kernel.name;
+  info->encoding = static_cast<int32_t>(kernel.encoding);
+  info->bits = static_cast<int32_t>(kernel.bits);
+  info->dim = kernel.encoding == EDGE_CODEBOOK ? static_cast<int32_t>(kernel.variant) : 0;
+  info->pattern = kernel.encoding == EDGE_SPARSE ? static_cast<int32_t>(kernel.variant) : 0;
+  info->activations = kernel.activations;
+  info->isa = kernel.isa;
+  info->available = edge::runs(kernel.isa);
   return EDGE_OK;
 }
 

@@ -7,13 +7,15 @@ namespace edge {
 
 struct Kernel {
   const char* name;
-  uint32_t bits;
+  uint32_t encoding, bits;
+  uint32_t variant;  // dim of EDGE_CODEBOOK, pattern of EDGE_SPARSE, else 0
   edge_activations activations;
   edge_isa isa;
   LinearKernel run;
 };
 
 // The fastest kernel for these weights on this CPU, no newer than `cap` (EDGE_AUTO: the environment's cap, if any).
-edge_status find_kernel(uint32_t bits, edge_activations activations, edge_isa cap, const Kernel** found);
+edge_status find_kernel(const edge_packed_header& header, edge_activations activations, edge_isa cap,
+                        const Kernel** found);
 
 }  // namespace edge

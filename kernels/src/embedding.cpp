@@ -50,6 +50,7 @@ extern "C" edge_status edge_embedding(const void* packed, size_t packed_bytes, c
   edge_packed_header header;
   const edge_status status = edge_check(packed, packed_bytes, &header);
   if (status != EDGE_OK) return status;
+  if (header.encoding != EDGE_AFFINE || header.grid == EDGE_HALF_INTEGER) return EDGE_UNSUPPORTED;
   const edge::Geometry m = edge::geometry_of(header);
   if (out_count % m.columns != 0 || out_count / m.columns != id_count) return EDGE_BAD_ARGUMENT;
   if (id_count == 0) return EDGE_OK;

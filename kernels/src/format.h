@@ -7,29 +7,43 @@
 
 namespace edge {
 
+constexpr size_t kLine = 64;  // bytes of an atom, a line of a table, the scales of a pair of groups
 constexpr size_t kRows = EDGE_TILE_ROWS;
 constexpr size_t kStep = EDGE_STEP_COLUMNS;
 constexpr size_t kScaleBytes = 2 * kRows;  // of one group in one tile
 
-// Sizes that follow from a checked header.
+// Sizes that follow from a checked header. What an encoding doesn't have is 0.
 struct Geometry {
-  uint32_t bits;
+  uint32_t encoding, bits, dim, pattern, grid, scale, entry;  // as in the header
   size_t rows, columns;
-  size_t padded_columns;  // a multiple of kStep
-  size_t group_columns;   // of every group but the last
+  size_t padded_columns;
+  size_t group_columns;  // of every group but the last
   size_t groups, tiles;
   size_t sum_columns, sums;  // columns behind each of the sums of activations that a kernel wants, and their number
-  size_t head_bytes;  // scales and zero points before each pair of groups
-  size_t tile_bytes;
-  bool zero_points;
+  size_t step_columns, step_bytes;
+  size_t head_bytes;       // scales and zero points before each pair of groups
+  size_t prefix_bytes;     // between the header and the first tile
+  size_t row_scale_bytes;  // at the start of a tile, or after its order
+  size_t plane_bytes;      // of a table: the entries' low bytes, say
+  size_t table_bytes;      // all planes of a table
+  size_t table_groups;     // a table of the stream serves so many groups; 0 when the table is the prefix
+  size_t block_columns;    // EDGE_16X8, EDGE_16X4: width of a block
+  size_t high_groups;      // EDGE_GROUP_MIXED: groups at 4 bits, the last of the stream
+  size_t order_bytes;      // EDGE_GROUP_MIXED: at the start of a tile
+  uint64_t tile_bytes;     // 0 when tiles differ in size (EDGE_16X8, EDGE_16X4)
+  uint64_t payload_bytes;  // all that follows the header: payload_bytes / tiles is what a tile costs on average
+  bool zero_points, row_tables;
 
   EDGE_INLINE size_t columns_of(size_t group) const {
     return smaller(group_columns, padded_columns - group * group_columns);
   }
-  EDGE_INLINE size_t step_bytes() const { return 64 * bits; }
 };
 
 Geometry geometry_of(const edge_packed_header& header);
+
+EDGE_INLINE uint64_t rounded_up(uint64_t value, uint64_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
 
 // Code in byte `lane` (4 * row + column % 4) of quad `quad` of the step that starts at `step`.
 template <uint32_t Bits>

@@ -38,7 +38,8 @@ void run(const edge_parallel* parallel, size_t count, void (*task)(void*, size_t
 }
 
 size_t tiles_per_chunk(const LinearTask& task) {
-  const size_t fit = kChunkWork / (task.matrix.tile_bytes * task.tokens);
+  const uint64_t tile_bytes = task.matrix.payload_bytes / task.matrix.tiles;
+  const size_t fit = kChunkWork / (tile_bytes * task.tokens + 1);
   return (fit / kChunkTiles + 1) * kChunkTiles;
 }
 
@@ -82,7 +83,7 @@ edge_status edge_linear_kernel(const void* packed, size_t packed_bytes, edge_act
   if (status != EDGE_OK) return status;
   if (!name) return EDGE_BAD_ARGUMENT;
   const edge::Kernel* kernel;
-  const edge_status found = edge::find_kernel(header.bits, activations, isa, &kernel);
+  const edge_status found = edge::find_kernel(header, activations, isa, &kernel);
   if (found == EDGE_OK) *name = kernel->name;
   return found;
 }
@@ -98,13 +99,13 @@ edge_status edge_linear(const edge_linear_task* call, const edge_parallel* paral
   if (!edge::shapes_match(work.task.matrix, call->x.count, bias_count, call->out.count)) return EDGE_BAD_ARGUMENT;
   if (call->bias.data && bias_count == 0) return EDGE_BAD_ARGUMENT;
   const edge::Kernel* kernel;
-  const edge_status found = edge::find_kernel(header.bits, call->activations, call->isa, &kernel);
+  const edge_status found = edge::find_kernel(header, call->activations, call->isa, &kernel);
   if (found != EDGE_OK || call->x.count == 0) return found;
   if (!call->x.data || !call->out.data || (parallel && !parallel->run)) return EDGE_BAD_ARGUMENT;
   if (call->norm != EDGE_NO_NORM || call->epilogue != EDGE_NO_EPILOGUE || call->skip.data) return EDGE_UNSUPPORTED;
   work.kernel = kernel->run;
   work.task.prefix = static_cast<const uint8_t*>(call->packed) + sizeof(header);
-  work.task.tiles = static_cast<const uint8_t*>(call->packed) + sizeof(header);
+  work.task.tiles = work.task.prefix + work.task.matrix.prefix_bytes;
   work.task.tokens = call->x.count / header.columns;
   work.task.x = call->x.data;
   work.task.bias = call->bias.data;

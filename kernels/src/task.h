@@ -23,8 +23,8 @@ struct LinearTask {
 // Computes the rows of tiles first .. end - 1 for all tokens.
 using LinearKernel = void (*)(const LinearTask& task, size_t first_tile, size_t end_tile);
 
-#define EDGE_KERNEL(bits, activations, isa) \
-  void affine##bits##_##activations##_##isa(const LinearTask& task, size_t first_tile, size_t end_tile);
+#define EDGE_KERNEL(name, encoding, bits, variant, activations, isa) \
+  void name##_##activations##_##isa(const LinearTask& task, size_t first_tile, size_t end_tile);
 #include "kernels.inc"
 #undef EDGE_KERNEL
 

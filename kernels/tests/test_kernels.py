@@ -182,6 +182,7 @@ def test_an_instruction_set_that_is_not_there(make_tensor):
 def test_a_missing_library_says_how_to_build_it(monkeypatch, tmp_path):
     import edge.kernels
 
+    monkeypatch.delenv("EDGE_KERNELS_LIBRARY", raising=False)
     monkeypatch.setattr(edge.kernels, "__path__", [str(tmp_path)])
     with pytest.raises(EdgeError, match="pip install") as error:
         lib.library_path()
