@@ -279,8 +279,8 @@ EDGE_API edge_status edge_embedding(const void* packed, size_t packed_bytes, con
  * with W = head_dim rounded up to 16:
  *     keys     element (d, position) at 16 * d + position % 16     d = 0 .. W - 1
  *     values   element (position, d) at W * (position % 16) + d
- * as float, IEEE half or int8; after an int8 tile come its 16 float scales, one per position: max|x| / 127 over the
- * head.
+ * as float, IEEE half or int8, aligned to 4 bytes; after an int8 tile come its 16 float scales, one per position:
+ * max|x| / 127 over the head.
  */
 typedef enum edge_cache { EDGE_CACHE_F32 = 0, EDGE_CACHE_F16 = 1, EDGE_CACHE_INT8 = 2 } edge_cache;
 
@@ -291,14 +291,15 @@ typedef struct edge_attention_task {
   edge_isa isa;
   edge_cache cache;
   int64_t heads, kv_heads, head_dim;
+  int64_t rotary_dim;   /* leading elements of a head that are rotated, even; 0: none */
   int64_t window;       /* positions that a token sees, itself included; 0: all */
   float scale, softcap; /* scores are scale * q k, then softcap * tanh(score / softcap) unless softcap is 0 */
   float epsilon;        /* of q_norm and k_norm */
   int64_t position;     /* of the first new token */
   int64_t capacity;     /* positions that the cache holds, a multiple of 16 */
   edge_input qkv;       /* [tokens, (heads + 2 * kv_heads) * head_dim] */
-  edge_input cos, sin;  /* [positions, rotary_dim / 2], or absent; halves are rotated: (x1, x2) -> (x1 cos - x2 sin, x2
-                           cos + x1 sin) */
+  edge_input cos, sin;  /* [positions, rotary_dim / 2], or absent without rotary_dim; halves are rotated: (x1, x2) ->
+                           (x1 cos - x2 sin, x2 cos + x1 sin) */
   edge_input q_norm, k_norm; /* RMS norm of every head before the rotation, [head_dim], or absent */
   void* keys;
   size_t key_bytes;
