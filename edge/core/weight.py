@@ -5,69 +5,39 @@ Parts are plain arrays, one code per element. `pack_bits` packs them for the dis
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.core.errors import EdgeError, UsageError
+from edge.core.encoding import Affine, Codebook, Compressed, Dense, Encoding, Grid, GroupMixed, Sparse, check_values
+from edge.core.errors import EdgeError
+from edge.core.parts import Array, Floats, Layout, Part
 
-Array = NDArray[np.generic]
-Grid = Literal["symmetric", "zero_point"]
-
-
-class Affine(msgspec.Struct, frozen=True, tag="affine", tag_field="kind", forbid_unknown_fields=True):
-    """`value = scale * (code - zero)` with one float16 scale per row and group of columns.
-
-    bits: 2 to 8. group_size: columns per scale; 0 means the whole row. The last group of a row may be short.
-    grid: `symmetric` has the implied zero `2**(bits-1)`; `zero_point` stores one unsigned integer per group.
-    """
-
-    bits: int
-    group_size: int
-    grid: Grid = "symmetric"
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            raise UsageError("encoding.bits", f"{self.bits} bits can't be stored", "use 2 to 8 bits")
-        if self.group_size not in (0, 32, 64, 128):
-            hint = "use 32, 64, 128, or 0 for one scale per row"
-            raise UsageError("encoding.group", f"a group of {self.group_size} columns is not served", hint)
-
-    def groups(self, columns: int) -> int:
-        """Number of scales in a row of `columns`."""
-        return 1 if self.group_size == 0 else -(-columns // self.group_size)
-
-    @property
-    def symmetric_zero(self) -> int:
-        return 1 << (self.bits - 1)
-
-    def __str__(self) -> str:
-        group = "row" if self.group_size == 0 else f"g{self.group_size}"
-        return f"affine{self.bits}{group}{'z' if self.grid == 'zero_point' else ''}"
-
-
-class Dense(msgspec.Struct, frozen=True, tag="dense", tag_field="kind", forbid_unknown_fields=True):
-    """Plain floating-point values."""
-
-    dtype: Literal["float32", "float16", "bfloat16"]
-
-    def __str__(self) -> str:
-        return self.dtype
-
-
-Encoding = Affine | Dense
+__all__ = [
+    "Affine",
+    "Array",
+    "Codebook",
+    "Compressed",
+    "CompressedTensor",
+    "Dense",
+    "Encoding",
+    "Grid",
+    "GroupMixed",
+    "Sparse",
+    "pack_bits",
+    "packed_bytes",
+    "unpack_bits",
+]
 
 
 @dataclass(frozen=True)
 class CompressedTensor:
     """A matrix of shape [rows, columns] = [out_features, in_features] (or [vocabulary, hidden] for an embedding).
 
-    parts of `Affine`: `codes` uint8 [rows, columns], `scales` float16 [rows, groups], and for the zero-point grid
-    `zero_points` uint8 [rows, groups]. Part of `Dense`: `values` [rows, columns]; bfloat16 as uint16 bit patterns.
+    `parts` are those that the encoding describes: plain arrays, one code per element.
     """
 
     name: str
@@ -76,61 +46,40 @@ class CompressedTensor:
     parts: Mapping[str, Array]
 
     def __post_init__(self) -> None:
-        for part, (shape, dtype) in self.layout().items():
+        for part, (shape, dtype, _) in self.layout().items():
             array = self.parts.get(part)
             if array is None or array.shape != shape or array.dtype != dtype:
                 found = "absent" if array is None else f"{array.dtype}{list(array.shape)}"
-                message = f"{self.name}: part '{part}' is {found}, not {np.dtype(dtype)}{list(shape)}"
+                message = f"{self.name}: part '{part}' is {found}, not {dtype}{list(shape)}"
                 raise EdgeError("tensor.part", message, "the file is damaged or was written by another program")
 
-    def layout(self) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
-        """Shape and type of every part that the encoding asks for."""
-        if isinstance(self.encoding, Dense):
-            stored = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[self.encoding.dtype]
-            return {"values": (self.shape, np.dtype(stored))}
-        groups = (self.shape[0], self.encoding.groups(self.shape[1]))
-        parts: dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]] = {
-            "codes": (self.shape, np.dtype(np.uint8)),
-            "scales": (groups, np.dtype(np.float16)),
-        }
-        if self.encoding.grid == "zero_point":
-            parts["zero_points"] = (groups, np.dtype(np.uint8))
-        return parts
+    def layout(self) -> Layout:
+        """Shape, type and bits of every part that the encoding asks for."""
+        return self.encoding.layout(*self.shape)
 
-    def dequantize(self) -> NDArray[np.float32]:
+    def check(self) -> None:
+        """Raise `EdgeError` for values that mean nothing in this encoding; shapes are checked already."""
+        check_values(self.name, self.encoding, *self.shape, self.parts)
+
+    def dequantize(self) -> Floats:
         """The float32 matrix that this tensor stands for: the definition that every kernel and runtime is held to."""
-        if isinstance(self.encoding, Dense):
-            values = self.parts["values"]
-            if self.encoding.dtype == "bfloat16":
-                return (values.astype(np.uint32) << 16).view(np.float32)
-            return values.astype(np.float32)
-        columns = self.shape[1]
-        group_size = self.encoding.group_size or columns
-        scales = self.parts["scales"].astype(np.float32)
-        if self.encoding.grid == "zero_point":
-            zeros = self.parts["zero_points"].astype(np.float32)
-        else:
-            zeros = np.full_like(scales, self.encoding.symmetric_zero)
-        out = self.parts["codes"].astype(np.float32)
-        for group in range(scales.shape[1]):
-            block = out[:, group * group_size : (group + 1) * group_size]
-            block -= zeros[:, group, None]
-            block *= scales[:, group, None]
-        return out
+        return self.encoding.dequantize(self.parts)
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes on disk: codes and zero points bit-packed row by row, scales as float16."""
-        if isinstance(self.encoding, Dense):
-            return self.parts["values"].nbytes
-        rows, columns = self.shape
-        groups = self.encoding.groups(columns)
-        zeros = packed_bytes(groups, self.encoding.bits) if self.encoding.grid == "zero_point" else 0
-        return rows * (packed_bytes(columns, self.encoding.bits) + 2 * groups + zeros)
+        """Bytes on disk: the compact parts, codes bit-packed row by row."""
+        compact, layout = self.encoding.compact(self.parts), self.encoding.compact_layout(*self.shape)
+        return sum(part_bytes(compact[name].shape, part) for name, part in layout.items())
 
     @property
     def bits_per_weight(self) -> float:
         return 8 * self.stored_bytes / (self.shape[0] * self.shape[1])
+
+
+def part_bytes(shape: tuple[int, ...], part: Part) -> int:
+    """Bytes of a compact part of this shape as it is stored."""
+    width = packed_bytes(shape[-1], part.bits) if part.bits else shape[-1] * part.dtype.itemsize
+    return math.prod(shape[:-1]) * width
 
 
 def packed_bytes(count: int, bits: int) -> int:

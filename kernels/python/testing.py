@@ -4,19 +4,58 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge.core.weight import Affine, CompressedTensor
+from edge.core.encoding import LOW_BITS, Codebook, Compressed, GroupMixed, Sparse
+from edge.core.weight import Array, CompressedTensor
 
 
-def random_tensor(rows: int, columns: int, encoding: Affine, seed: int = 0) -> CompressedTensor:
-    """Codes over the whole range, scales of both signs and 0."""
+def random_tensor(rows: int, columns: int, encoding: Compressed, seed: int = 0) -> CompressedTensor:
+    """Codes and tables over their whole range, scales of both signs and 0, some blocks of 16 rows all pruned."""
     random = np.random.default_rng(seed)
-    groups = (rows, encoding.groups(columns))
-    scales = random.standard_normal(groups) * np.exp2(random.integers(-14, 1, groups))
-    scales[random.random(groups) < 0.05] = 0
     parts = {
-        "codes": random.integers(0, 1 << encoding.bits, (rows, columns), dtype=np.uint8),
-        "scales": scales.astype(np.float16),
+        name: _scales(random, part.shape) if part.dtype == np.float16 else _integers(random, *part)
+        for name, part in encoding.layout(rows, columns).items()
     }
-    if encoding.grid == "zero_point":
-        parts["zero_points"] = random.integers(0, 1 << encoding.bits, groups, dtype=np.uint8)
+    if isinstance(encoding, Codebook) and encoding.entry == "int8":
+        parts["tables"] = np.maximum(parts["tables"], -127)
+    if isinstance(encoding, GroupMixed):
+        _limit_low_groups(random, encoding, parts)
+    if isinstance(encoding, Sparse):
+        _prune(random, encoding, parts)
     return CompressedTensor("w", (rows, columns), encoding, parts)
+
+
+def _scales(random: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    scales = random.standard_normal(shape) * np.exp2(random.integers(-14, 1, shape))
+    scales[random.random(shape) < 0.05] = 0
+    return scales.astype(np.float16)
+
+
+def _integers(random: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[np.generic], bits: int) -> Array:
+    limits = np.iinfo(dtype)
+    top = 1 << bits if bits else int(limits.max) + 1
+    return random.integers(limits.min, top, shape, dtype=dtype)
+
+
+def _limit_low_groups(random: np.random.Generator, encoding: GroupMixed, parts: dict[str, Array]) -> None:
+    """Choose the groups at 4 bits; elsewhere codes and zero points keep their low bits."""
+    tiles, groups = parts["high"].shape
+    order = random.permuted(np.tile(np.arange(groups), (tiles, 1)), axis=1)
+    parts["high"] = (order < encoding.high_groups).astype(np.uint8)
+    rows, columns = parts["codes"].shape
+    keep = np.where(encoding.high_by_row(parts["high"], rows), 0xFF, (1 << LOW_BITS) - 1).astype(np.uint8)
+    parts["codes"] &= np.repeat(keep, encoding.group_size, axis=1)[:, :columns]
+    if "zero_points" in parts:
+        parts["zero_points"] &= keep
+
+
+def _prune(random: np.random.Generator, encoding: Sparse, parts: dict[str, Array]) -> None:
+    """Choose what is kept; pruned codes are the zero."""
+    shape = parts["mask"].shape
+    if encoding.pattern == "2:4":
+        order = random.permuted(np.tile(np.arange(4), (parts["mask"].size // 4, 1)), axis=1)
+        mask = (order < 2).reshape(shape)
+    else:
+        mask = random.random(shape) < random.random((shape[0], 1))  # from nearly empty to nearly full
+        mask[random.random(shape[0]) < 0.1] = False
+    parts["mask"] = mask.astype(np.uint8)
+    parts["codes"][~encoding.kept(parts)] = encoding.symmetric_zero

@@ -1,0 +1,397 @@
+"""Encodings: how the values of a matrix are written as codes, scales, tables and masks, and what they mean.
+
+An encoding knows its parts (plain arrays, one code per element), which values they may hold, the float32 matrix that
+they stand for, and their compact form: what is stored, each part at the bits that it needs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.core.errors import UsageError
+from edge.core.parts import ANY, Array, Floats, Grouped, Layout, Parts, Whole, block_count, part_of, wrong_value
+
+Grid = Literal["symmetric", "zero_point", "half_integer"]
+
+TILE_ROWS = 16
+"""Rows that share what block-sparse and group-mixed encodings decide by block: a tile of the kernels."""
+HIGH_BITS, LOW_BITS = 4, 2
+ROWS_AT_ONCE = 1024  # bounds the memory
+
+
+class Affine(Grouped, Whole, msgspec.Struct, frozen=True, tag="affine", tag_field="kind", forbid_unknown_fields=True):
+    """`value = scale * (code - zero)` with one float16 scale per row and group of columns.
+
+    bits: 2 to 8. group_size: columns per scale; 0 means the whole row. The last group of a row may be short.
+    grid: `symmetric` has the implied zero `2**(bits-1)`; `zero_point` stores one unsigned integer per group;
+    `half_integer` has no zero: `value = scale * (2 * code - (2**bits - 1))`.
+    Parts: `codes` uint8 [rows, columns], `scales` float16 [rows, groups], `zero_points` uint8 [rows, groups].
+    """
+
+    bits: int
+    group_size: int
+    grid: Grid = "symmetric"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise UsageError("encoding.bits", f"{self.bits} bits can't be stored", "use 2 to 8 bits")
+        self.check_group(32, 64, 128, 0)
+
+    @property
+    def symmetric_zero(self) -> int:
+        return 1 << (self.bits - 1)
+
+    def layout(self, rows: int, columns: int) -> Layout:
+        """The parts of a matrix [rows, columns]."""
+        groups = (rows, self.groups(columns))
+        parts = {"codes": part_of((rows, columns), np.uint8, self.bits), "scales": part_of(groups, np.float16)}
+        if self.grid == "zero_point":
+            parts["zero_points"] = part_of(groups, np.uint8, self.bits)
+        return parts
+
+    compact_layout = layout
+
+    def check(self, name: str, parts: Parts) -> None:
+        """Raise `EdgeError` for values that mean nothing; those that exceed their bits are found by the caller."""
+
+    def dequantize(self, parts: Parts) -> Floats:
+        """The float32 matrix [rows, columns] that the parts stand for."""
+        scales = parts["scales"].astype(np.float32)
+        if self.grid == "half_integer":
+            values = 2 * parts["codes"].astype(np.float32) - np.float32((1 << self.bits) - 1)
+        elif self.grid == "zero_point":
+            values = self.centred(parts["codes"], parts["zero_points"].astype(np.float32))
+        else:
+            values = parts["codes"].astype(np.float32) - np.float32(self.symmetric_zero)
+        return self.scaled(values, scales)
+
+    def __str__(self) -> str:
+        return f"affine{self.bits}{self.group_name}{_grid_name(self.grid)}"
+
+
+class Codebook(
+    Grouped, Whole, msgspec.Struct, frozen=True, tag="codebook", tag_field="kind", forbid_unknown_fields=True
+):
+    """`value[r, c] = scale * table[code, c % dim]`: indices into tables of integers.
+
+    bits: 2, 3 or 4 per index. dim: columns that one index serves, 1 or 2. entry: type of the tables' entries; int8 has
+    no -128. table_rows, table_columns: rows and columns that share a table; 0 is all of them.
+    scale: one per row and group, or one per row; `group_size` is that of the activations in either case.
+    Parts: `codes` uint8 [rows, columns / dim], `tables` [row_blocks, column_blocks, 2**bits, dim], `scales` float16
+    [rows, groups] or [rows, 1].
+    """
+
+    bits: int
+    dim: int = 1
+    entry: Literal["int8", "int16"] = "int8"
+    table_rows: int = 0
+    table_columns: int = 0
+    group_size: int = 64
+    scale: Literal["group", "row"] = "group"
+
+    def __post_init__(self) -> None:
+        if self.bits not in (2, 3, 4):
+            raise UsageError("encoding.bits", f"an index of {self.bits} bits is not served", "use 2, 3 or 4 bits")
+        if self.dim not in (1, 2):
+            raise UsageError("encoding.dim", f"{self.dim} columns to an index are not served", "use dim 1 or 2")
+        self.check_group(*((64, 128, 0) if self.dim == 2 else (32, 64, 128, 0)))
+        if self.entry == "int16" and (self.dim, bool(self.group_size)) != (1, True):
+            hint = "use dim 1 and groups of 32, 64 or 128, or int8 entries"
+            raise UsageError("encoding.entry", "int16 entries need groups and dim 1", hint)
+        if self.table_rows < 0 or (self.table_rows % 4 and (self.table_rows, self.dim) != (1, 1)):
+            hint = "use a multiple of 4, 0 for all rows, or 1 with dim 1"
+            raise UsageError("encoding.table_rows", f"tables for {self.table_rows} rows are not served", hint)
+        if self.table_columns and (self.table_columns < 0 or self._ragged_table_columns()):
+            message = f"tables for {self.table_columns} columns are not served with a group of {self.group_size}"
+            hint = "use a multiple of two groups, or 0 for all columns"
+            raise UsageError("encoding.table_columns", message, hint)
+
+    def _ragged_table_columns(self) -> bool:
+        return self.group_size == 0 or self.table_columns % (2 * self.group_size) != 0
+
+    def layout(self, rows: int, columns: int) -> Layout:
+        """The parts of a matrix [rows, columns]."""
+        if columns % self.dim:
+            hint = "use dim 1 for this matrix"
+            raise UsageError("encoding.columns", f"{columns} columns are no multiple of dim {self.dim}", hint)
+        blocks = (block_count(rows, self.table_rows), block_count(columns, self.table_columns))
+        return {
+            "codes": part_of((rows, columns // self.dim), np.uint8, self.bits),
+            "tables": part_of((*blocks, 1 << self.bits, self.dim), self.entry),
+            "scales": part_of((rows, 1 if self.scale == "row" else self.groups(columns)), np.float16),
+        }
+
+    compact_layout = layout
+
+    def check(self, name: str, parts: Parts) -> None:
+        """Raise `EdgeError` for an int8 entry of -128: kernels multiply by its magnitude."""
+        if self.entry == "int8" and (parts["tables"].view(np.uint8) == 128).any():
+            raise wrong_value(name, "a table has an entry of -128, which int8 entries leave out")
+
+    def dequantize(self, parts: Parts) -> Floats:
+        """The float32 matrix [rows, columns] that the parts stand for."""
+        codes, tables = parts["codes"], parts["tables"].astype(np.float32)
+        rows, columns = codes.shape[0], codes.shape[1] * self.dim
+        values = np.empty((rows, columns), np.float32)
+        table_column = np.arange(0, columns, self.dim) // (self.table_columns or columns)
+        for start in range(0, rows, ROWS_AT_ONCE):
+            block = codes[start : start + ROWS_AT_ONCE]
+            table_row = np.arange(start, start + len(block))[:, None] // (self.table_rows or rows)
+            values[start : start + len(block)] = tables[table_row, table_column, block].reshape(-1, columns)
+        scales = parts["scales"].astype(np.float32)
+        return values * scales if self.scale == "row" else self.scaled(values, scales)
+
+    def __str__(self) -> str:
+        dim = f"d{self.dim}" if self.dim > 1 else ""
+        entry = "i16" if self.entry == "int16" else ""
+        row_scale = "r" if self.scale == "row" else ""
+        tables = f"t{self.table_rows}x{self.table_columns}" if self.table_rows or self.table_columns else ""
+        return f"codebook{self.bits}{dim}{entry}{self.group_name}{row_scale}{tables}"
+
+
+class GroupMixed(Grouped, msgspec.Struct, frozen=True, tag="group_mixed", tag_field="kind", forbid_unknown_fields=True):
+    """Affine at 2 bits, but `high_groups` groups of every 16 rows at 4 bits: the same groups for all 16.
+
+    grid: `symmetric` has the implied zero 2 or 8; `zero_point` stores one per row and group.
+    scale: `group` has a float16 scale per row and group; `second_order` has an uint8 there, times a float16 per row.
+    Parts: `codes` uint8 [rows, columns], `high` uint8 0 or 1 [ceil(rows / 16), groups], `scales` float16 or uint8
+    [rows, groups], `row_scales` float16 [rows, 1], `zero_points` uint8 [rows, groups].
+    """
+
+    group_size: int
+    high_groups: int
+    grid: Literal["symmetric", "zero_point"] = "symmetric"
+    scale: Literal["group", "second_order"] = "group"
+
+    def __post_init__(self) -> None:
+        self.check_group(32, 64, 128)
+        if self.high_groups < 0:
+            raise UsageError("encoding.high_groups", f"{self.high_groups} groups at 4 bits", "use 0 or more")
+
+    def layout(self, rows: int, columns: int) -> Layout:
+        """The parts of a matrix [rows, columns]."""
+        groups = (rows, self.groups(columns))
+        if self.high_groups > groups[1]:
+            message = f"{self.high_groups} groups at 4 bits are asked for in a row of {groups[1]}"
+            raise UsageError("encoding.high_groups", message, f"use at most {groups[1]} for {columns} columns")
+        second_order = self.scale == "second_order"
+        parts = {
+            "codes": part_of((rows, columns), np.uint8, HIGH_BITS),
+            "high": part_of((block_count(rows, TILE_ROWS), groups[1]), np.uint8, 1),
+            "scales": part_of(groups, np.uint8 if second_order else np.float16),
+        }
+        if second_order:
+            parts["row_scales"] = part_of((rows, 1), np.float16)
+        if self.grid == "zero_point":
+            parts["zero_points"] = part_of(groups, np.uint8, HIGH_BITS)
+        return parts
+
+    def compact_layout(self, rows: int, columns: int) -> Layout:
+        """Codes at 2 bits, and for the groups at 4 bits their upper 2 bits apart."""
+        parts = self.layout(rows, columns)
+        parts["codes"] = part_of((rows, columns), np.uint8, LOW_BITS)
+        parts["high_codes"] = part_of((rows, self.high_groups * self.group_size), np.uint8, HIGH_BITS - LOW_BITS)
+        return parts
+
+    def compact(self, parts: Parts) -> dict[str, Array]:
+        """The parts as they are stored, before packing."""
+        codes = np.asarray(parts["codes"], np.uint8)
+        rows, groups = codes.shape[0], parts["high"].shape[1]
+        upper = np.zeros((rows, groups * self.group_size), np.uint8)
+        upper[:, : codes.shape[1]] = codes >> LOW_BITS
+        kept = upper.reshape(rows, groups, self.group_size)[self.high_by_row(parts["high"], rows)]
+        high_codes = kept.reshape(rows, self.high_groups * self.group_size)
+        return {**parts, "codes": codes & (1 << LOW_BITS) - 1, "high_codes": high_codes}
+
+    def expand(self, rows: int, columns: int, stored: Parts) -> dict[str, Array]:
+        """The inverse of `compact`. Raises `EdgeError` for parts that contradict each other."""
+        self._check_high("the stored matrix", stored)
+        upper = np.zeros((rows, stored["high"].shape[1], self.group_size), np.uint8)
+        upper[self.high_by_row(stored["high"], rows)] = stored["high_codes"].reshape(-1, self.group_size)
+        parts = dict(stored)
+        del parts["high_codes"]
+        parts["codes"] = np.asarray(stored["codes"], np.uint8) | upper.reshape(rows, -1)[:, :columns] << LOW_BITS
+        return parts
+
+    def check(self, name: str, parts: Parts) -> None:
+        """Raise `EdgeError` for a wrong number of groups at 4 bits, or a value that doesn't fit its group's bits."""
+        self._check_high(name, parts)
+        codes = np.asarray(parts["codes"], np.uint8)
+        low = ~self.high_by_row(parts["high"], codes.shape[0])
+        for group, columns in enumerate(self.slices(codes.shape[1])):
+            wide = codes[:, columns].max(axis=1, initial=0) >> LOW_BITS
+            if (wide[low[:, group]]).any():
+                raise wrong_value(name, f"a code of a group at {LOW_BITS} bits needs more")
+        if self.grid == "zero_point" and (np.asarray(parts["zero_points"], np.uint8)[low] >> LOW_BITS).any():
+            raise wrong_value(name, f"a zero point of a group at {LOW_BITS} bits needs more")
+
+    def _check_high(self, name: str, parts: Parts) -> None:
+        if (np.asarray(parts["high"], np.int64).sum(axis=1) != self.high_groups).any():
+            raise wrong_value(name, f"{TILE_ROWS} rows have more or fewer than {self.high_groups} groups at 4 bits")
+
+    def dequantize(self, parts: Parts) -> Floats:
+        """The float32 matrix [rows, columns] that the parts stand for."""
+        rows = parts["codes"].shape[0]
+        if self.grid == "zero_point":
+            zeros = parts["zero_points"].astype(np.float32)
+        else:
+            zeros = np.where(self.high_by_row(parts["high"], rows), 1 << (HIGH_BITS - 1), 1 << (LOW_BITS - 1)).astype(
+                np.float32
+            )
+        scales = parts["scales"].astype(np.float32)
+        if self.scale == "second_order":
+            scales *= parts["row_scales"].astype(np.float32)
+        return self.scaled(self.centred(parts["codes"], zeros), scales)
+
+    @staticmethod
+    def high_by_row(high: Array, rows: int) -> NDArray[np.bool_]:
+        """Which groups are at 4 bits, [rows, groups]."""
+        return np.repeat(high.astype(bool), TILE_ROWS, axis=0)[:rows]
+
+    def __str__(self) -> str:
+        second_order = "s" if self.scale == "second_order" else ""
+        return f"mixed2{self.group_name}{_grid_name(self.grid)}{second_order}+{self.high_groups}"
+
+
+class Sparse(Grouped, msgspec.Struct, frozen=True, tag="sparse", tag_field="kind", forbid_unknown_fields=True):
+    """Affine on the symmetric grid where the mask is 1, else 0.
+
+    pattern: `16x8` and `16x4` keep blocks of 16 rows by 8 or 4 columns; `2:4` keeps 2 of every 4 columns of a row.
+    bits: 4 or 8. group_size: columns per scale; 0 means the whole row.
+    Parts: `codes` uint8 [rows, columns] (pruned ones hold the zero `2**(bits-1)`), `mask` uint8 0 or 1
+    [ceil(rows / 16), ceil(columns / width)] of blocks or [rows, columns] of `2:4`, `scales` float16 [rows, groups].
+    """
+
+    pattern: Literal["16x8", "16x4", "2:4"]
+    bits: int
+    group_size: int
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            hint = "use 4 or 8 bits"
+            raise UsageError("encoding.bits", f"{self.bits} bits of a sparse matrix are not served", hint)
+        self.check_group(32, 64, 128, 0)
+
+    @property
+    def width(self) -> int:
+        """Columns of a block; 1 for `2:4`, whose mask has an element per weight."""
+        return {"16x8": 8, "16x4": 4, "2:4": 1}[self.pattern]
+
+    @property
+    def height(self) -> int:
+        """Rows of a block."""
+        return 1 if self.pattern == "2:4" else TILE_ROWS
+
+    @property
+    def symmetric_zero(self) -> int:
+        return 1 << (self.bits - 1)
+
+    def layout(self, rows: int, columns: int) -> Layout:
+        """The parts of a matrix [rows, columns]."""
+        if self.pattern == "2:4" and columns % 4:
+            hint = "keep this matrix dense, or use blocks"
+            raise UsageError("encoding.columns", f"{columns} columns can't be 2:4 sparse", hint)
+        return {
+            "codes": part_of((rows, columns), np.uint8, self.bits),
+            "mask": part_of((block_count(rows, self.height), block_count(columns, self.width)), np.uint8, 1),
+            "scales": part_of((rows, self.groups(columns)), np.float16),
+        }
+
+    def compact_layout(self, rows: int, columns: int) -> Layout:
+        """Codes of kept weights only: [rows, columns / 2] of `2:4`, [kept blocks, 16 * width] of blocks."""
+        parts = self.layout(rows, columns)
+        kept = (rows, columns // 2) if self.pattern == "2:4" else (ANY, self.height * self.width)
+        parts["codes"] = part_of(kept, np.uint8, self.bits)
+        return parts
+
+    def compact(self, parts: Parts) -> dict[str, Array]:
+        """The parts as they are stored, before packing."""
+        codes = np.asarray(parts["codes"], np.uint8)
+        (rows, columns), mask = codes.shape, parts["mask"].astype(bool)
+        if self.pattern == "2:4":
+            return {**parts, "codes": codes[mask].reshape(rows, columns // 2)}
+        padding = ((0, mask.shape[0] * self.height - rows), (0, mask.shape[1] * self.width - columns))
+        padded = np.pad(codes, padding, constant_values=self.symmetric_zero)
+        blocks = padded.reshape(mask.shape[0], self.height, mask.shape[1], self.width).swapaxes(1, 2)
+        return {**parts, "codes": blocks[mask].reshape(-1, self.height * self.width)}
+
+    def expand(self, rows: int, columns: int, stored: Parts) -> dict[str, Array]:
+        """The inverse of `compact`. Raises `EdgeError` for parts that contradict each other."""
+        mask = stored["mask"].astype(bool)
+        if mask.sum() * self.height * self.width != stored["codes"].size:
+            raise wrong_value("the stored matrix", "the mask and the codes have different numbers of weights")
+        blocks = np.full((*mask.shape, self.height, self.width), self.symmetric_zero, np.uint8)
+        blocks[mask] = stored["codes"].reshape(-1, self.height, self.width)
+        codes = blocks.swapaxes(1, 2).reshape(mask.shape[0] * self.height, -1)
+        return {**stored, "codes": np.ascontiguousarray(codes[:rows, :columns])}
+
+    def check(self, name: str, parts: Parts) -> None:
+        """Raise `EdgeError` for a mask that isn't 2:4, and for pruned weights whose code isn't the zero."""
+        if self.pattern == "2:4" and (parts["mask"].reshape(-1, 4).astype(np.int64).sum(axis=1) != 2).any():
+            raise wrong_value(name, "not every 4 columns keep exactly 2 weights")
+        codes = np.asarray(parts["codes"], np.uint8)
+        if ((codes != self.symmetric_zero) & ~self.kept(parts)).any():
+            raise wrong_value(name, f"a pruned weight has another code than {self.symmetric_zero}")
+
+    def dequantize(self, parts: Parts) -> Floats:
+        """The float32 matrix [rows, columns] that the parts stand for; pruned weights are +0."""
+        values = parts["codes"].astype(np.float32) - np.float32(self.symmetric_zero)
+        values = self.scaled(values, parts["scales"].astype(np.float32))
+        values[~self.kept(parts)] = 0
+        return values
+
+    def kept(self, parts: Parts) -> NDArray[np.bool_]:
+        """The mask by weight, [rows, columns]."""
+        rows, columns = parts["codes"].shape
+        mask = parts["mask"].astype(bool)
+        return np.repeat(np.repeat(mask, self.height, axis=0), self.width, axis=1)[:rows, :columns]
+
+    def __str__(self) -> str:
+        return f"sparse{self.bits}-{self.pattern.replace(':', 'of')}{self.group_name}"
+
+
+class Dense(Whole, msgspec.Struct, frozen=True, tag="dense", tag_field="kind", forbid_unknown_fields=True):
+    """Plain floating-point values. Part: `values` [rows, columns]; bfloat16 as uint16 bit patterns."""
+
+    dtype: Literal["float32", "float16", "bfloat16"]
+
+    def layout(self, rows: int, columns: int) -> Layout:
+        """The part of a matrix [rows, columns]."""
+        return {"values": part_of((rows, columns), "uint16" if self.dtype == "bfloat16" else self.dtype)}
+
+    compact_layout = layout
+
+    def check(self, name: str, parts: Parts) -> None:
+        """All values mean something."""
+
+    def dequantize(self, parts: Parts) -> Floats:
+        """The float32 matrix [rows, columns] that the part stands for."""
+        values = parts["values"]
+        if self.dtype == "bfloat16":
+            return (values.astype(np.uint32) << 16).view(np.float32)
+        return values.astype(np.float32)
+
+    def __str__(self) -> str:
+        return self.dtype
+
+
+Compressed = Affine | Codebook | GroupMixed | Sparse
+Encoding = Compressed | Dense
+
+
+def check_values(name: str, encoding: Encoding, rows: int, columns: int, parts: Parts) -> None:
+    """Raise `EdgeError` for values that a reader could not make sense of: kernels and files rely on it."""
+    for key, (_, dtype, bits) in encoding.layout(rows, columns).items():
+        if 0 < bits < 8 and int(np.asarray(parts[key], np.uint8).max(initial=0)) >> bits:
+            raise wrong_value(name, f"a value of '{key}' needs more than {bits} bits")
+        if dtype == np.float16 and not np.isfinite(parts[key].astype(np.float32)).all():
+            raise wrong_value(name, f"'{key}' holds NaN or infinite values")
+    encoding.check(name, parts)
+
+
+def _grid_name(grid: Grid) -> str:
+    return {"symmetric": "", "zero_point": "z", "half_integer": "h"}[grid]
