@@ -1,4 +1,4 @@
-"""Build the kernels library for a phone: any aarch64 compiler will do, because it needs nothing but six libc symbols.
+"""Build the kernels library for a phone: any aarch64 compiler will do, because it needs little of libc.
 
 The compiler gets no sysroot: `-ffreestanding -nostdlib` and a stub `libc.so` with bionic's soname. So the result names
 no symbol version, loads on every Android since 7.0 (API 24), and is aligned to 16 KB pages as Google Play asks.
@@ -18,7 +18,11 @@ from edge.core.errors import EdgeError, UsageError, nearest
 from edge.kernels import elf
 
 PAGE = 16384
-LIBC = ("free", "getauxval", "getenv", "malloc", "memcpy", "memset")
+LIBC = (
+    *("clock_gettime", "free", "getauxval", "getenv", "malloc", "memcpy", "memset"),
+    *("pthread_cond_broadcast", "pthread_cond_init", "pthread_cond_signal", "pthread_cond_wait", "pthread_create"),
+    *("pthread_join", "pthread_mutex_init", "pthread_mutex_lock", "pthread_mutex_unlock", "pthread_self"),
+)
 TARGETS = ("android-arm64",)
 COMPILE = [
     *("-std=c++17", "-O3", "-fPIC", "-ffreestanding", "-nostdinc++", "-ffp-contract=off", "-fno-exceptions"),
@@ -122,7 +126,7 @@ def _sources_for_arm(root: Path) -> list[Path]:
 
 
 def _compile(compiler: Compiler, root: Path, source: Path, folder: Path) -> Path:
-    built = folder / f"{source.stem}.o"
+    built = folder / f"{source.parent.name}_{source.stem}.o"  # src/operators.cpp, bind/ort/operators.cpp
     isa = next((flags for name, flags in ISA_FLAGS.items() if source.stem.endswith(name)), [])
     include = [f"-I{root / part}" for part in ("include", "src")]
     _run(compiler, [*COMPILE, *isa, *include, "-c", str(source), "-o", str(built)])
@@ -130,7 +134,7 @@ def _compile(compiler: Compiler, root: Path, source: Path, folder: Path) -> Path
 
 
 def _stub_libc(compiler: Compiler, folder: Path) -> Path:
-    """A libc.so with the right name and the six symbols, to link against; the phone's own takes its place."""
+    """A libc.so with the right name and the symbols above, to link against; the phone's own takes its place."""
     source, stub = folder / "libc.cpp", folder / "libc.so"
     source.write_text("".join(f'extern "C" void {name}() {{}}\n' for name in LIBC))
     _run(

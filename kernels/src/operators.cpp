@@ -1,0 +1,265 @@
+// The table of operators: tensors, checked and handed to the functions of edge_kernels.h.
+#include "edge_kernels.h"
+#include "support.h"
+
+namespace edge {
+namespace {
+
+constexpr edge_slot required(const char* name, edge_type type) {
+  return {name, type, 0, -1, 0};
+}
+
+constexpr edge_slot optional(const char* name, edge_type type) {
+  return {name, type, 1, -1, 0};
+}
+
+constexpr edge_slot updated(const char* name, int32_t input) {
+  return {name, EDGE_UINT8, 0, input, 0};
+}
+
+constexpr edge_slot kWeightSlot = {"weight", EDGE_UINT8, 0, -1, 1};
+
+constexpr edge_attribute number(const char* name) {
+  return {name, 0, 1, 0};
+}
+
+constexpr edge_attribute choice(const char* name) {  // 0 unless given
+  return {name, 0, 0, 0};
+}
+
+constexpr edge_attribute epsilon() {
+  return {"epsilon", 1, 0, 1e-5};
+}
+
+// ---- Tensors -------------------------------------------------------------------------------------------------------
+
+bool present(const edge_tensor& tensor) {
+  return tensor.type != 0;
+}
+
+bool is_whole(double value, int64_t low, int64_t high) {
+  return value >= static_cast<double>(low) && value <= static_cast<double>(high) &&
+         static_cast<double>(static_cast<int64_t>(value)) == value;
+}
+
+bool may_equal(int64_t a, int64_t b) {
+  return a < 0 || b < 0 || a == b;
+}
+
+// Whether a tensor is absent, or may have the dimensions `dims`.
+template <size_t Rank>
+bool fits(const edge_tensor& tensor, const int64_t (&dims)[Rank]) {
+  if (!present(tensor)) return true;
+  bool same = tensor.rank == Rank;
+  for (size_t i = 0; same && i < Rank; ++i) same = may_equal(tensor.dims[i], dims[i]);
+  return same;
+}
+
+bool same_shape(const edge_tensor& a, const edge_tensor& b) {
+  bool same = a.rank == b.rank;
+  for (int32_t i = 0; same && i < a.rank; ++i) same = may_equal(a.dims[i], b.dims[i]);
+  return same;
+}
+
+bool types_fit(const edge_slot* slots, int32_t count, const edge_tensor* tensors) {
+  for (int32_t i = 0; i < count; ++i) {
+    const edge_tensor& tensor = tensors[i];
+    if (!present(tensor) && slots[i].optional) continue;
+    if (tensor.type != slots[i].type || tensor.rank < 0 || tensor.rank > EDGE_MAX_RANK) return false;
+  }
+  return true;
+}
+
+bool count_elements(const edge_tensor& tensor, size_t* count) {
+  *count = present(tensor);
+  for (int32_t i = 0; i < tensor.rank && *count; ++i) {
+    if (tensor.dims[i] < 0 || __builtin_mul_overflow(*count, static_cast<size_t>(tensor.dims[i]), count)) return false;
+  }
+  return *count == 0 || tensor.data;
+}
+
+bool have_memory(const edge_tensor* tensors, int32_t count) {
+  size_t elements;
+  for (int32_t i = 0; i < count; ++i) {
+    if (!count_elements(tensors[i], &elements)) return false;
+  }
+  return true;
+}
+
+size_t elements(const edge_tensor& tensor) {
+  size_t count;
+  return count_elements(tensor, &count) ? count : 0;
+}
+
+edge_input input(const edge_tensor& tensor) {
+  return {static_cast<const float*>(tensor.data), elements(tensor)};
+}
+
+edge_output output(const edge_tensor& tensor) {
+  return {static_cast<float*>(tensor.data), elements(tensor)};
+}
+
+void set(edge_tensor* tensor, edge_type type, const edge_tensor& shape, int32_t rank, int64_t last) {
+  *tensor = shape;
+  tensor->type = type;
+  tensor->rank = rank;
+  tensor->dims[rank - 1] = last;
+}
+
+edge_status check_weight(const edge_tensor& weight, double rows, double columns) {
+  if (!present(weight)) return EDGE_OK;
+  edge_packed_header header;
+  const edge_status status = edge_check(weight.data, elements(weight), &header);
+  if (status != EDGE_OK) return status;
+  if ((rows && header.rows != rows) || (columns && header.columns != columns)) return EDGE_BAD_ARGUMENT;
+  return edge_verify(weight.data, elements(weight));
+}
+
+// What `run` of every operator does first: all tensors as the operator's own `shapes` says, aliased ones copied.
+edge_status prepare(const edge_operator& op, const double* attributes, const edge_tensor* inputs,
+                    const edge_tensor* outputs) {
+  edge_tensor expected[EDGE_MAX_SLOTS];
+  const edge_status status = op.shapes(attributes, inputs, expected);
+  if (status != EDGE_OK) return status;
+  if (!have_memory(inputs, op.input_count) || !have_memory(outputs, op.output_count)) return EDGE_BAD_ARGUMENT;
+  if (!types_fit(op.outputs, op.output_count, outputs)) return EDGE_BAD_ARGUMENT;
+  for (int32_t i = 0; i < op.output_count; ++i) {
+    if (!present(outputs[i])) continue;
+    if (!present(expected[i]) || !same_shape(outputs[i], expected[i])) return EDGE_BAD_ARGUMENT;
+  }
+  for (int32_t i = 0; i < op.output_count; ++i) {
+    const int32_t alias = op.outputs[i].alias;
+    if (alias < 0 || outputs[i].data == inputs[alias].data) continue;
+    memcpy(outputs[i].data, inputs[alias].data, elements(inputs[alias]));  // aliased ones are bytes
+  }
+  return EDGE_OK;
+}
+
+// ---- Linear --------------------------------------------------------------------------------------------------------
+
+namespace linear {
+
+enum { kX, kWeight, kBias, kSkip, kNormWeight, kNormBias, kInputs };
+enum { kOut, kSum, kOutputs };
+enum { kRows, kActivations, kNorm, kEpilogue, kEpsilon, kAttributes };
+
+constexpr edge_slot kInputSlots[] = {required("x", EDGE_FLOAT),           kWeightSlot,
+                                     optional("bias", EDGE_FLOAT),        optional("skip", EDGE_FLOAT),
+                                     optional("norm_weight", EDGE_FLOAT), optional("norm_bias", EDGE_FLOAT)};
+constexpr edge_slot kOutputSlots[] = {required("out", EDGE_FLOAT), optional("sum", EDGE_FLOAT)};
+constexpr edge_attribute kAttributeSlots[] = {number("rows"), choice("activations"), choice("norm"), choice("epilogue"),
+                                              epsilon()};
+
+edge_status check(const double* attributes, const edge_tensor* inputs) {
+  return check_weight(inputs[kWeight], attributes[kRows], 0);
+}
+
+edge_status shapes(const double* attributes, const edge_tensor* inputs, edge_tensor* outputs) {
+  const edge_tensor& x = inputs[kX];
+  if (!types_fit(kInputSlots, kInputs, inputs) || x.rank == 0) return EDGE_BAD_ARGUMENT;
+  const bool known = is_whole(attributes[kRows], 1, UINT32_MAX) && is_whole(attributes[kActivations], 0, EDGE_F32) &&
+                     is_whole(attributes[kNorm], 0, EDGE_LAYER_NORM) &&
+                     is_whole(attributes[kEpilogue], 0, EDGE_GELU_TANH_GATED);
+  if (!known) return EDGE_BAD_ARGUMENT;
+  const int64_t rows = static_cast<int64_t>(attributes[kRows]), columns = x.dims[x.rank - 1];
+  const bool gated = attributes[kEpilogue] >= EDGE_SILU_GATED;
+  if (gated && rows % 2) return EDGE_BAD_ARGUMENT;
+  if (present(inputs[kSkip]) && !same_shape(x, inputs[kSkip])) return EDGE_BAD_ARGUMENT;
+  if (inputs[kWeight].rank != 1 || !fits(inputs[kBias], {rows}) || !fits(inputs[kNormWeight], {columns}) ||
+      !fits(inputs[kNormBias], {columns})) {
+    return EDGE_BAD_ARGUMENT;
+  }
+  set(&outputs[kOut], EDGE_FLOAT, x, x.rank, gated ? rows / 2 : rows);
+  outputs[kSum] = present(inputs[kSkip]) ? x : edge_tensor{};
+  return EDGE_OK;
+}
+
+edge_status run(const double* attributes, const edge_tensor* inputs, edge_tensor* outputs,
+                const edge_parallel* parallel);
+
+constexpr edge_operator kOperator = {"Linear", kInputSlots, kOutputSlots, kAttributeSlots, kInputs,
+                                     kOutputs, kAttributes, check,        shapes,          run};
+
+edge_status run(const double* attributes, const edge_tensor* inputs, edge_tensor* outputs,
+                const edge_parallel* parallel) {
+  edge_status status = prepare(kOperator, attributes, inputs, outputs);
+  if (status != EDGE_OK) return status;
+  edge_packed_header header;
+  status = edge_check(inputs[kWeight].data, elements(inputs[kWeight]), &header);
+  if (status != EDGE_OK) return status;
+  const edge_tensor& x = inputs[kX];
+  if (header.rows != attributes[kRows] || header.columns != x.dims[x.rank - 1]) return EDGE_BAD_ARGUMENT;
+  edge_linear_task task = {};
+  task.packed = inputs[kWeight].data;
+  task.packed_bytes = elements(inputs[kWeight]);
+  task.activations = static_cast<edge_activations>(attributes[kActivations]);
+  task.norm = static_cast<edge_norm>(attributes[kNorm]);
+  task.epilogue = static_cast<edge_epilogue>(attributes[kEpilogue]);
+  task.epsilon = static_cast<float>(attributes[kEpsilon]);
+  task.x = input(x);
+  task.skip = input(inputs[kSkip]);
+  task.norm_weight = input(inputs[kNormWeight]);
+  task.norm_bias = input(inputs[kNormBias]);
+  task.bias = input(inputs[kBias]);
+  task.sum = output(outputs[kSum]);
+  task.out = output(outputs[kOut]);
+  return edge_linear(&task, parallel);
+}
+
+}  // namespace linear
+
+// ---- Embedding -----------------------------------------------------------------------------------------------------
+
+namespace embedding {
+
+enum { kIds, kWeight, kInputs };
+
+constexpr edge_slot kInputSlots[] = {required("ids", EDGE_INT64), kWeightSlot};
+constexpr edge_slot kOutputSlots[] = {required("out", EDGE_FLOAT)};
+constexpr edge_attribute kAttributeSlots[] = {number("columns")};
+
+edge_status check(const double* attributes, const edge_tensor* inputs) {
+  return check_weight(inputs[kWeight], 0, attributes[0]);
+}
+
+edge_status shapes(const double* attributes, const edge_tensor* inputs, edge_tensor* outputs) {
+  const edge_tensor& ids = inputs[kIds];
+  if (!types_fit(kInputSlots, kInputs, inputs) || ids.rank == EDGE_MAX_RANK) return EDGE_BAD_ARGUMENT;
+  if (inputs[kWeight].rank != 1 || !is_whole(attributes[0], 1, UINT32_MAX)) return EDGE_BAD_ARGUMENT;
+  set(outputs, EDGE_FLOAT, ids, ids.rank + 1, static_cast<int64_t>(attributes[0]));
+  return EDGE_OK;
+}
+
+edge_status run(const double* attributes, const edge_tensor* inputs, edge_tensor* outputs,
+                const edge_parallel* parallel);
+
+constexpr edge_operator kOperator = {"Embedding", kInputSlots, kOutputSlots, kAttributeSlots, kInputs,
+                                     1,           1,           check,        shapes,          run};
+
+edge_status run(const double* attributes, const edge_tensor* inputs, edge_tensor* outputs, const edge_parallel*) {
+  const edge_status status = prepare(kOperator, attributes, inputs, outputs);
+  if (status != EDGE_OK) return status;
+  const edge_tensor &ids = inputs[kIds], &weight = inputs[kWeight];
+  return edge_embedding(weight.data, elements(weight), static_cast<const int64_t*>(ids.data), elements(ids),
+                        static_cast<float*>(outputs[0].data), elements(outputs[0]));
+}
+
+}  // namespace embedding
+
+const edge_operator* const kOperators[] = {&linear::kOperator, &embedding::kOperator};
+constexpr size_t kCount = sizeof(kOperators) / sizeof(kOperators[0]);
+
+}  // namespace
+}  // namespace edge
+
+extern "C" {
+
+size_t edge_operator_count(void) {
+  return edge::kCount;
+}
+
+const edge_operator* edge_operator_at(size_t index) {
+  return index < edge::kCount ? edge::kOperators[index] : nullptr;
+}
+
+}  // extern "C"
