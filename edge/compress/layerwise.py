@@ -91,5 +91,5 @@ class LayerwiseRun:
                 continue
             encoding = self.job.tasks[name].options.encoding
             turned, shape = name in self.job.checkpoint.transposed, self.job.checkpoint.matrix_shape(name)
-            dense = from_stored(name, shape, encoding, store.read, stored_names(name, encoding)).dequantize()
+            dense = from_stored(name, shape, encoding, store.read, stored_names(name, shape, encoding)).dequantize()
             put(self.model, name, torch.from_numpy(dense.T.copy() if turned else dense))

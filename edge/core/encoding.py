@@ -207,9 +207,10 @@ class GroupMixed(Grouped, msgspec.Struct, frozen=True, tag="group_mixed", tag_fi
         high_codes = kept.reshape(rows, self.high_groups * self.group_size)
         return {**parts, "codes": codes & (1 << LOW_BITS) - 1, "high_codes": high_codes}
 
-    def expand(self, rows: int, columns: int, stored: Parts) -> dict[str, Array]:
+    def expand(self, name: str, shape: tuple[int, int], stored: Parts) -> dict[str, Array]:
         """The inverse of `compact`. Raises `EdgeError` for parts that contradict each other."""
-        self._check_high("the stored matrix", stored)
+        rows, columns = shape
+        self._check_high(name, stored)
         upper = np.zeros((rows, stored["high"].shape[1], self.group_size), np.uint8)
         upper[self.high_by_row(stored["high"], rows)] = stored["high_codes"].reshape(-1, self.group_size)
         parts = dict(stored)
@@ -319,11 +320,12 @@ class Sparse(Grouped, msgspec.Struct, frozen=True, tag="sparse", tag_field="kind
         blocks = padded.reshape(mask.shape[0], self.height, mask.shape[1], self.width).swapaxes(1, 2)
         return {**parts, "codes": blocks[mask].reshape(-1, self.height * self.width)}
 
-    def expand(self, rows: int, columns: int, stored: Parts) -> dict[str, Array]:
+    def expand(self, name: str, shape: tuple[int, int], stored: Parts) -> dict[str, Array]:
         """The inverse of `compact`. Raises `EdgeError` for parts that contradict each other."""
+        rows, columns = shape
         mask = stored["mask"].astype(bool)
         if mask.sum() * self.height * self.width != stored["codes"].size:
-            raise wrong_value("the stored matrix", "the mask and the codes have different numbers of weights")
+            raise wrong_value(name, "the mask and the codes have different numbers of weights")
         blocks = np.full((*mask.shape, self.height, self.width), self.symmetric_zero, np.uint8)
         blocks[mask] = stored["codes"].reshape(-1, self.height, self.width)
         codes = blocks.swapaxes(1, 2).reshape(mask.shape[0] * self.height, -1)

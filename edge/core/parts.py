@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -24,11 +25,27 @@ class Part(NamedTuple):
     dtype: np.dtype[np.generic]
     bits: int = 0
 
+    def packed(self) -> Part:
+        """The part as it is stored: codes as a bit stream per row."""
+        if not self.bits:
+            return self
+        return Part((*self.shape[:-1], packed_bytes(self.shape[-1], self.bits)), np.dtype(np.uint8))
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 Layout = dict[str, Part]
 
 
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes of `count` codes of `bits` bits as one little-endian bit stream."""
+    return (count * bits + 7) // 8
+
+
 def part_of(shape: tuple[int, ...], dtype: DTypeLike, bits: int = 0) -> Part:
+    """A part by anything that NumPy takes for a type."""
     return Part(shape, np.dtype(dtype), bits)
 
 
@@ -83,7 +100,7 @@ class Whole:
         """The parts as they are stored, before packing."""
         return dict(parts)
 
-    def expand(self, rows: int, columns: int, stored: Parts) -> dict[str, Array]:
+    def expand(self, name: str, shape: tuple[int, int], stored: Parts) -> dict[str, Array]:
         """The inverse of `compact`. Raises `EdgeError` for parts that contradict each other."""
         return dict(stored)
 

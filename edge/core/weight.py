@@ -5,7 +5,6 @@ Parts are plain arrays, one code per element. `pack_bits` packs them for the dis
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from edge.core.encoding import Affine, Codebook, Compressed, Dense, Encoding, Grid, GroupMixed, Sparse, check_values
 from edge.core.errors import EdgeError
-from edge.core.parts import Array, Floats, Layout, Part
+from edge.core.parts import Array, Floats, Layout, packed_bytes
 
 __all__ = [
     "Affine",
@@ -69,22 +68,11 @@ class CompressedTensor:
     def stored_bytes(self) -> int:
         """Bytes on disk: the compact parts, codes bit-packed row by row."""
         compact, layout = self.encoding.compact(self.parts), self.encoding.compact_layout(*self.shape)
-        return sum(part_bytes(compact[name].shape, part) for name, part in layout.items())
+        return sum(part._replace(shape=compact[name].shape).packed().nbytes for name, part in layout.items())
 
     @property
     def bits_per_weight(self) -> float:
         return 8 * self.stored_bytes / (self.shape[0] * self.shape[1])
-
-
-def part_bytes(shape: tuple[int, ...], part: Part) -> int:
-    """Bytes of a compact part of this shape as it is stored."""
-    width = packed_bytes(shape[-1], part.bits) if part.bits else shape[-1] * part.dtype.itemsize
-    return math.prod(shape[:-1]) * width
-
-
-def packed_bytes(count: int, bits: int) -> int:
-    """Bytes of `count` codes of `bits` bits as one little-endian bit stream."""
-    return (count * bits + 7) // 8
 
 
 def pack_bits(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from edge.core.bundle import Gates
 from edge.core.errors import GateFailed, UsageError
 from edge.core.session import Session
 from edge.core.target import Kernels
-from edge.core.weight import Affine, Encoding
+from edge.core.weight import Dense, Encoding
 from edge.evaluate.divergence import Divergence
 
 DECODE_STEPS = 8
@@ -44,7 +44,7 @@ def kl_limit(encodings: Iterable[Encoding], kernels: Kernels) -> float:
     Float weights: only the order of sums differs. Compressed weights have int8 activations; ours are those of the
     reference, the runtime's builtin ones have scales of their own.
     """
-    if not any(isinstance(encoding, Affine) for encoding in encodings):
+    if all(isinstance(encoding, Dense) for encoding in encodings):
         return FLOAT_LIMIT
     return EDGE_LIMIT if kernels == "edge" else BUILTIN_LIMIT
 

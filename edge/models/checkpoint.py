@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from edge.core import files
-from edge.core.errors import EdgeError
-from edge.core.weight import Affine, CompressedTensor, Dense
+from edge.core.errors import EdgeError, UsageError
+from edge.core.weight import Compressed, CompressedTensor, Dense
 from edge.models import folder as hf_folder
 from edge.models import hub
 from edge.models.describe import describe, tensor_shapes
@@ -62,13 +62,13 @@ class Checkpoint:
         self.recipe: dict[str, Any] | None = settings.recipe if settings else None
         self.activations: Literal["a8", "f32"] = settings.activations if settings else "f32"
         self.compressed = settings is not None
-        self.encodings: Mapping[str, Affine] = settings.encodings if settings else {}
+        self.encodings: Mapping[str, Compressed] = settings.encodings if settings else {}
         self._store = store
         self._write_tokenizer = write_tokenizer
         self._generation = generation
         self._shapes = tensor_shapes(self.spec)
-        self._stored_names = _match(store.shapes(), self._shapes, self.encodings, self.spec)
         self.transposed = {m.weight for layer in self.spec.layers for g in layer.linears() for m in g if m.transposed}
+        self._stored_names = _match(store.shapes(), self._shapes, self._compressed_parts(), self.spec)
 
     @property
     def name(self) -> str:
@@ -137,7 +137,7 @@ class Checkpoint:
         """
         name = linear if isinstance(linear, str) else linear.weight
         if name in self.encodings:
-            return self._affine(name)
+            return self._compressed(name)
         tensor = self.tensor(name)
         tensor = (tensor.T if name in self.transposed else tensor).contiguous()
         if tensor.dtype not in DTYPE_NAMES:
@@ -158,10 +158,18 @@ class Checkpoint:
         """Write tokenizer, chat template and generation configuration into `folder`."""
         self._write_tokenizer(folder)
 
-    def _affine(self, name: str) -> CompressedTensor:
-        names = self._stored_names[name]
-        _check_finite(self.source, name, self._store.read(names[1]))
-        return from_stored(name, self.matrix_shape(name), self.encodings[name], self._store.read, names)
+    def _compressed_parts(self) -> dict[str, list[str]]:
+        """Names of the parts of every compressed matrix."""
+        matrices = {name for name, _ in self.spec.matrices()}
+        for name in self.encodings:
+            if name not in matrices:
+                hint = "download or copy the folder again"
+                raise EdgeError("checkpoint.encoding", f"{self.source}: '{name}' is no matrix of this model", hint)
+        return {name: stored_names(name, self.matrix_shape(name), self.encodings[name]) for name in self.encodings}
+
+    def _compressed(self, name: str) -> CompressedTensor:
+        shape, encoding = self.matrix_shape(name), self.encodings[name]
+        return from_stored(name, shape, encoding, self._store.read, self._stored_names[name])
 
     def _special_token(self, field: str) -> Any:
         value = self._generation.get(field)  # what `generate` would obey comes first
@@ -171,7 +179,7 @@ class Checkpoint:
 class CompressionSettings(msgspec.Struct, frozen=True):
     """What config.json of a compressed folder says: the `quantization_config` and the `edge` section."""
 
-    encodings: dict[str, Affine]
+    encodings: dict[str, Compressed]
     activations: Literal["a8", "f32"]
     recipe: dict[str, Any] | None = None
     source: str | None = None
@@ -232,28 +240,31 @@ def _settings(folder: Path, config: dict[str, Any]) -> CompressionSettings | Non
         edge = config.get("edge", {})
         about = {"recipe": edge.get("recipe"), "source": edge.get("source")}
         return msgspec.convert({**section, **about}, CompressionSettings)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UsageError) as error:
         raise damaged(folder / "config.json", str(error)) from error
 
 
 def _match(
     stored: Mapping[str, tuple[int, ...]],
     expected: Mapping[str, tuple[int, ...]],
-    encodings: Mapping[str, Affine],
+    compressed: Mapping[str, list[str]],
     spec: DecoderSpec,
 ) -> dict[str, list[str]]:
-    """For every expected tensor the stored ones that hold it. Raises for a missing, misshapen or foreign one."""
+    """For every expected tensor the stored ones that hold it; `compressed` has the parts of matrices.
+
+    Raises for a missing, misshapen or foreign one.
+    """
     prefix = f"{spec.base_path}."  # checkpoints of a bare base model leave it out
     names: dict[str, list[str]] = {}
     for name, shape in expected.items():
-        parts = stored_names(name, encodings[name]) if name in encodings else [name]
+        parts = compressed.get(name, [name])
         if parts[0] not in stored and parts[0].removeprefix(prefix) in stored:
             parts = [part.removeprefix(prefix) for part in parts]
         for part in parts:
             if part not in stored:
                 hint = "the checkpoint is incomplete, or its config.json belongs to another model"
                 raise EdgeError("checkpoint.missing_tensor", f"the tensor '{part}' is missing", hint)
-        if name not in encodings and tuple(stored[parts[0]]) != shape:
+        if name not in compressed and tuple(stored[parts[0]]) != shape:
             message = f"the tensor '{name}' has the shape {list(stored[parts[0]])}, config.json says {list(shape)}"
             raise EdgeError("checkpoint.shape", message, "config.json and the weights belong to different models")
         names[name] = parts

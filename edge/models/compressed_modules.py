@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from edge.core.weight import Affine, CompressedTensor, pack_bits, packed_bytes, unpack_bits
+from edge.core.parts import ANY
+from edge.core.weight import Compressed, CompressedTensor
+from edge.models.stored import from_packed, to_packed
 
 Activations = Literal["a8", "f32"]
 
@@ -42,40 +45,34 @@ def emulated_linear(x: torch.Tensor, dense: torch.Tensor, activations: Activatio
 
 
 class CompressedWeight(nn.Module):
-    """Packed codes, scales and zero points of a matrix [rows, columns] as buffers, named as in the file.
+    """The parts of a matrix [rows, columns] as buffers, packed and named as in the file.
 
     The dequantized matrix is made at first use and kept while `cache` is true: a reference should be fast.
     """
 
-    def __init__(self, rows: int, columns: int, encoding: Affine) -> None:
+    def __init__(self, rows: int, columns: int, encoding: Compressed) -> None:
         super().__init__()
         self.rows, self.columns, self.encoding, self.cache = rows, columns, encoding, True
         self._dense: torch.Tensor | None = None
-        groups = encoding.groups(columns)
-        self.register_buffer("codes", torch.empty(rows, packed_bytes(columns, encoding.bits), dtype=torch.uint8))
-        self.register_buffer("scales", torch.empty(rows, groups, dtype=torch.float16))
-        if encoding.grid == "zero_point":
-            width = packed_bytes(groups, encoding.bits)
-            self.register_buffer("zero_points", torch.empty(rows, width, dtype=torch.uint8))
+        self.layout = {name: part.packed() for name, part in encoding.compact_layout(rows, columns).items()}
+        for name, part in self.layout.items():
+            self.resize(name, tuple(0 if size == ANY else size for size in part.shape))
+
+    def resize(self, name: str, shape: tuple[int, ...]) -> None:
+        """Make room for a part; where the data decide how large it is, `load` or the reader of a file does that."""
+        dtype = torch.from_numpy(np.empty(0, self.layout[name].dtype)).dtype
+        self.register_buffer(name, torch.empty(shape, dtype=dtype))
 
     def load(self, tensor: CompressedTensor) -> Self:
         """Take over the parts of `tensor`."""
-        bits = self.encoding.bits
-        self.codes = torch.from_numpy(pack_bits(tensor.parts["codes"], bits))
-        self.scales = torch.from_numpy(tensor.parts["scales"].copy())
-        if "zero_points" in tensor.parts:
-            self.zero_points = torch.from_numpy(pack_bits(tensor.parts["zero_points"], bits))
+        for name, part in to_packed(tensor).items():
+            setattr(self, name, part)
         return self
 
     def compressed(self) -> CompressedTensor:
         """The matrix that this module holds."""
-        bits = self.encoding.bits
-        parts: dict[str, Any] = {"codes": unpack_bits(self.codes.cpu().numpy(), bits, self.columns)}
-        parts["scales"] = self.scales.cpu().numpy()
-        if self.encoding.grid == "zero_point":
-            groups = self.encoding.groups(self.columns)
-            parts["zero_points"] = unpack_bits(self.zero_points.cpu().numpy(), bits, groups)
-        return CompressedTensor("weight", (self.rows, self.columns), self.encoding, parts)
+        shape = (self.rows, self.columns)
+        return from_packed("weight", shape, self.encoding, lambda name: self.get_buffer(name).cpu())
 
     def dense(self) -> torch.Tensor:
         """The dequantized matrix, float32 [rows, columns]."""
@@ -88,10 +85,12 @@ class CompressedWeight(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Move with the model, but keep float16 scales through `half()`, `to(bfloat16)` and the like."""
-        scales = self.scales
+        kept = {name: self.get_buffer(name) for name in self.layout}
         super()._apply(fn, recurse)
-        if self.scales.dtype != scales.dtype:
-            self.scales = scales.to(self.scales.device)
+        for name, part in kept.items():
+            moved = self.get_buffer(name)
+            if moved.dtype != part.dtype:
+                setattr(self, name, part.to(moved.device))
         self._dense = None
         return self
 
@@ -102,7 +101,7 @@ class CompressedWeight(nn.Module):
 class CompressedLinear(CompressedWeight):
     """y = x W^T + bias in float32; takes the place of `nn.Linear` and of GPT-2's `Conv1D`."""
 
-    def __init__(self, rows: int, columns: int, encoding: Affine, bias: bool, activations: Activations) -> None:
+    def __init__(self, rows: int, columns: int, encoding: Compressed, bias: bool, activations: Activations) -> None:
         super().__init__(rows, columns, encoding)
         self.activations: Activations = activations
         self.bias = nn.Parameter(torch.empty(rows), requires_grad=False) if bias else None
@@ -115,7 +114,7 @@ class CompressedLinear(CompressedWeight):
 class CompressedEmbedding(CompressedWeight):
     """Rows of a compressed table, times `scale` (Gemma's embedding is scaled)."""
 
-    def __init__(self, rows: int, columns: int, encoding: Affine, scale: float = 1.0) -> None:
+    def __init__(self, rows: int, columns: int, encoding: Compressed, scale: float = 1.0) -> None:
         super().__init__(rows, columns, encoding)
         self.scale = scale
         self.register_buffer("like", torch.empty(0), persistent=False)  # follows the model's type, as weights do

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,9 +13,11 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from edge.core.files import SCHEMA
-from edge.core.weight import Affine
-from edge.models.compressed_modules import CompressedEmbedding, TiedHead
+from edge.core.parts import ANY
+from edge.core.weight import Compressed
+from edge.models.compressed_modules import CompressedEmbedding, CompressedWeight, TiedHead
 from edge.models.describe import describe
+from edge.models.safetensors_store import SafetensorsStore
 from edge.models.torch_model import hollow
 
 METHOD = "edge"
@@ -35,8 +38,11 @@ class EdgeQuantizer(HfQuantizer):
 
     requires_calibration = True
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        encodings = msgspec.convert(self.quantization_config.encodings, dict[str, Affine])
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        stored = SafetensorsStore([Path(path) for path in checkpoint_files or []]).shapes()
+        encodings = msgspec.convert(self.quantization_config.encodings, dict[str, Compressed])
         spec, activations = describe(model.config), self.quantization_config.activations
         turned = {m.weight for layer in spec.layers for group in layer.linears() for m in group if m.transposed}
         for name, encoding in encodings.items():
@@ -44,7 +50,9 @@ class EdgeQuantizer(HfQuantizer):
             module = model.get_submodule(path)
             rows, columns = module.weight.shape[::-1] if name in turned else module.weight.shape
             with torch.device("meta"):
-                model.set_submodule(path, hollow(module, (rows, columns), encoding, activations))
+                compressed = hollow(module, (rows, columns), encoding, activations)
+                _resize(compressed, path, stored)
+            model.set_submodule(path, compressed)
             # Initialisers of some parents (GPT-2) reach for their children's `weight`, which is no more.
             model.get_submodule(path.rpartition(".")[0])._is_hf_initialized = True
         embedding = model.get_submodule(spec.embedding)
@@ -59,6 +67,13 @@ class EdgeQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return False
+
+
+def _resize(module: CompressedWeight, path: str, stored: dict[str, tuple[int, ...]]) -> None:
+    """Give parts whose size the data decide the size that they have in the file."""
+    for part, (shape, _, _) in module.layout.items():
+        if ANY in shape and f"{path}.{part}" in stored:
+            module.resize(part, stored[f"{path}.{part}"])
 
 
 def register() -> None:

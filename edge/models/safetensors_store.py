@@ -19,6 +19,7 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
     "I32": torch.int32,
+    "I16": torch.int16,
     "U8": torch.uint8,
     "I8": torch.int8,
     "BOOL": torch.bool,

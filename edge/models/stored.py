@@ -1,40 +1,68 @@
-"""How a compressed matrix lies in a safetensors file: NAME.codes, NAME.scales, NAME.zero_points, codes bit-packed."""
+"""How a compressed matrix lies in a safetensors file: NAME.codes, NAME.scales and so on, codes bit-packed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
+import numpy as np
 import torch
 
 from edge.core.errors import EdgeError
-from edge.core.weight import Affine, CompressedTensor, pack_bits, unpack_bits
+from edge.core.parts import ANY, Part
+from edge.core.weight import Compressed, CompressedTensor, pack_bits, unpack_bits
 
 
-def stored_names(name: str, encoding: Affine) -> list[str]:
+def stored_names(name: str, shape: tuple[int, int], encoding: Compressed) -> list[str]:
     """Names in the file of the parts of the matrix `name` (which ends in `.weight`)."""
     stem = name.removesuffix(".weight")
-    parts = ("codes", "scales", "zero_points") if encoding.grid == "zero_point" else ("codes", "scales")
-    return [f"{stem}.{part}" for part in parts]
+    return [f"{stem}.{part}" for part in encoding.compact_layout(*shape)]
 
 
 def to_stored(tensor: CompressedTensor) -> dict[str, torch.Tensor]:
-    """The parts of a matrix as they are written."""
-    encoding = tensor.encoding
-    if not isinstance(encoding, Affine):
-        raise EdgeError("compress.encoding", f"{tensor.name}: {encoding} has no parts to store")
-    codes = pack_bits(tensor.parts["codes"], encoding.bits)
-    arrays = [codes, tensor.parts["scales"]]
-    if encoding.grid == "zero_point":
-        arrays.append(pack_bits(tensor.parts["zero_points"], encoding.bits))
-    return dict(zip(stored_names(tensor.name, encoding), map(torch.from_numpy, arrays), strict=True))
+    """The parts of a matrix as they are written. Raises `EdgeError` for values that the encoding doesn't have."""
+    names = stored_names(tensor.name, tensor.shape, cast(Compressed, tensor.encoding))
+    return dict(zip(names, to_packed(tensor).values(), strict=True))
 
 
 def from_stored(
-    name: str, shape: tuple[int, int], encoding: Affine, read: Callable[[str], torch.Tensor], names: list[str]
+    name: str, shape: tuple[int, int], encoding: Compressed, read: Callable[[str], torch.Tensor], names: list[str]
 ) -> CompressedTensor:
     """The inverse of `to_stored` for a matrix [rows, columns]; `read` gives the tensors called `names`."""
-    codes, scales, *zeros = (read(stored).numpy() for stored in names)
-    parts = {"codes": unpack_bits(codes, encoding.bits, shape[1]), "scales": scales}
-    if zeros:
-        parts["zero_points"] = unpack_bits(zeros[0], encoding.bits, encoding.groups(shape[1]))
-    return CompressedTensor(name, shape, encoding, parts)
+    by_part = dict(zip(encoding.compact_layout(*shape), names, strict=True))
+    return from_packed(name, shape, encoding, lambda part: read(by_part[part]))
+
+
+def to_packed(tensor: CompressedTensor) -> dict[str, torch.Tensor]:
+    """The compact parts of a matrix by name, bit-packed, in memory of their own."""
+    tensor.check()
+    compact = tensor.encoding.compact(tensor.parts)
+    layout = tensor.encoding.compact_layout(*tensor.shape)
+    return {
+        name: torch.from_numpy(pack_bits(compact[name], part.bits) if part.bits else compact[name].copy())
+        for name, part in layout.items()
+    }
+
+
+def from_packed(
+    name: str, shape: tuple[int, int], encoding: Compressed, read: Callable[[str], torch.Tensor]
+) -> CompressedTensor:
+    """The inverse of `to_packed`; `read` gives a part. Raises `EdgeError` for parts that don't add up."""
+    compact = {}
+    for key, part in encoding.compact_layout(*shape).items():
+        array = read(key).numpy()
+        _check_part(f"{name}: the stored '{key}'", array, part.packed())
+        compact[key] = unpack_bits(array, part.bits, part.shape[-1]) if part.bits else array
+    tensor = CompressedTensor(name, shape, encoding, encoding.expand(name, shape, compact))
+    tensor.check()
+    return tensor
+
+
+def _check_part(what: str, array: np.ndarray, part: Part) -> None:
+    fits = len(array.shape) == len(part.shape) and all(
+        wanted in (ANY, size) for size, wanted in zip(array.shape, part.shape, strict=True)
+    )
+    if not fits or array.dtype != part.dtype:
+        wanted = ", ".join("any" if size == ANY else str(size) for size in part.shape)
+        message = f"{what} is {array.dtype}{list(array.shape)}, not {part.dtype}[{wanted}]"
+        raise EdgeError("tensor.part", message, "the file is damaged or was written by another program")

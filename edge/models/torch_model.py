@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from edge.core.errors import EdgeError, UsageError
-from edge.core.weight import Affine
+from edge.core.weight import Compressed
 from edge.models.compressed_modules import (
     Activations,
     CompressedEmbedding,
@@ -83,7 +83,9 @@ def put(model: nn.Module, name: str, values: torch.Tensor) -> None:
     model.get_submodule(path)._parameters[leaf] = nn.Parameter(values, requires_grad=False)
 
 
-def hollow(module: nn.Module, shape: tuple[int, int], encoding: Affine, activations: Activations) -> CompressedWeight:
+def hollow(
+    module: nn.Module, shape: tuple[int, int], encoding: Compressed, activations: Activations
+) -> CompressedWeight:
     """The compressed module that takes the place of `module`, its buffers still without values."""
     if isinstance(module, nn.Embedding):
         embedding = CompressedEmbedding(*shape, encoding, float(getattr(module, "scalar_embed_scale", 1.0)))

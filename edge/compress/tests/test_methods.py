@@ -53,7 +53,8 @@ def test_contract(name, settings):
     assert all(np.array_equal(tensor.parts[part], again.parts[part]) for part in tensor.parts)
     stored = to_stored(tensor)
     assert sum(part.nbytes for part in stored.values()) == tensor.stored_bytes
-    back = from_stored("m.weight", tensor.shape, tensor.encoding, stored.get, stored_names("m.weight", tensor.encoding))
+    names = stored_names("m.weight", tensor.shape, tensor.encoding)
+    back = from_stored("m.weight", tensor.shape, tensor.encoding, stored.get, names)
     assert np.array_equal(back.dequantize(), tensor.dequantize())
     nearest = rtn.compress("m.weight", weight, options_of("rtn", settings))
     assert output_error(tensor, weight, inputs) <= output_error(nearest, weight, inputs)
