@@ -51,7 +51,7 @@ bool cpu_has(edge_isa isa) {
   const uint32_t wanted_state = isa == EDGE_AVX512VNNI ? 0xe6u : 0x06u;
   if ((saved_state() & wanted_state) != wanted_state) return false;
   const Cpuid basic(1, 0), more(7, 0);
-  const bool has_avx2 = (basic.c & bit_F16C) && (more.b & bit_AVX2);
+  const bool has_avx2 = (basic.c & bit_F16C) && (basic.c & bit_FMA) && (more.b & bit_AVX2);
   if (isa == EDGE_AVX2) return has_avx2;
   constexpr uint32_t wanted = bit_AVX512F | bit_AVX512BW | bit_AVX512VL;
   return isa == EDGE_AVX512VNNI && has_avx2 && (more.b & wanted) == wanted && (more.c & bit_AVX512VNNI);
@@ -123,12 +123,20 @@ bool serves(const Kernel& kernel, const edge_packed_header& header) {
 
 }  // namespace
 
+edge_status pick_isa(edge_isa cap, edge_isa* found) {
+  const int environment = static_cast<int>(machine() >> 8 & 0xff) - 1, last = kIsaCount - 1;
+  if (environment < 0 || (cap != EDGE_AUTO && !runs(cap))) return EDGE_NO_ISA;
+  int isa = smaller(cap == EDGE_AUTO ? last : static_cast<int>(cap), environment == EDGE_AUTO ? last : environment);
+  while (!runs(static_cast<edge_isa>(isa))) --isa;  // ends at EDGE_PORTABLE
+  *found = static_cast<edge_isa>(isa);
+  return EDGE_OK;
+}
+
 edge_status find_kernel(const edge_packed_header& header, edge_activations activations, edge_isa cap,
                         const Kernel** found) {
-  const int environment = static_cast<int>(machine() >> 8 & 0xff) - 1;
-  if (environment < 0 || (cap != EDGE_AUTO && !runs(cap))) return EDGE_NO_ISA;
-  const int highest =
-      smaller(cap == EDGE_AUTO ? kIsaCount : static_cast<int>(cap), environment == EDGE_AUTO ? kIsaCount : environment);
+  edge_isa highest;
+  const edge_status status = pick_isa(cap, &highest);
+  if (status != EDGE_OK) return status;
   *found = nullptr;
   for (const Kernel& kernel : kKernels) {
     const bool fits = serves(kernel, header) && kernel.activations == activations;

@@ -14,6 +14,9 @@ struct Kernel {
   LinearKernel run;
 };
 
+// The newest instruction set that runs here, no newer than `cap` (EDGE_AUTO: than the environment's cap, if any).
+edge_status pick_isa(edge_isa cap, edge_isa* found);
+
 // The fastest kernel for these weights on this CPU, no newer than `cap` (EDGE_AUTO: the environment's cap, if any).
 edge_status find_kernel(const edge_packed_header& header, edge_activations activations, edge_isa cap,
                         const Kernel** found);

@@ -38,6 +38,11 @@ EDGE_INLINE float float_from_bits(uint32_t bits) {
   return load<float>(&bits);
 }
 
+// IEEE half precision, as stored.
+struct Half {
+  uint16_t bits;
+};
+
 // Exact for every fp16 value: normal numbers by moving the exponent's bias, subnormal ones by one exact subtraction.
 EDGE_INLINE float float_from_half(uint16_t half) {
   const uint32_t sign = (half & 0x8000u) << 16, magnitude = half & 0x7fffu;
