@@ -45,7 +45,7 @@ def run_apart(bundle: Bundle, plan: Plan) -> Measurement:
         request, result = Path(folder) / "request.json", Path(folder) / "result.json"
         write_json(request, Request(str(bundle.path), plan, console.quiet))
         command = [sys.executable, "-m", "edge.profiles.worker", str(request), str(result)]
-        code = subprocess.run(command, stdout=subprocess.DEVNULL, env=_environment(), check=False).returncode
+        code = subprocess.run(command, stdout=subprocess.DEVNULL, env=environment(), check=False).returncode
         if not result.exists():
             ended = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
             hint = "signal 9 mostly means too little memory; try a smaller model or --threads 1"
@@ -84,8 +84,8 @@ def drop_from_page_cache(bundle: Bundle) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _environment() -> dict[str, str]:
-    """This environment, with the folder that `edge` was imported from first on the path."""
+def environment() -> dict[str, str]:
+    """This environment for a process of its own, with the folder that `edge` was imported from first on the path."""
     own = str(Path(sys.modules["edge"].__file__ or ".").resolve().parents[1])
     paths = [own, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -75,7 +75,7 @@ def cross_build(target: str, out: Path) -> Path:
     compiler's message), kernels.cross_check (the result would not load on a phone).
     """
     compiler = find_compiler(target)
-    root = _sources()
+    root = sources()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -108,7 +108,7 @@ def check(library: Path) -> None:
         raise EdgeError("kernels.cross_check", f"{library.name} would not load on a phone: {'; '.join(problems)}")
 
 
-def _sources() -> Path:
+def sources() -> Path:
     """The folder with src/, include/ and bind/: that of a checkout, else the copy inside the installed package."""
     import edge.kernels
 
