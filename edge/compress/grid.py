@@ -20,7 +20,10 @@ CLIPS = 12
 
 @dataclass(frozen=True)
 class FittedGrid:
-    """`value = scale * (code - zero)`, per row and group: scales and zeros float32 [rows, groups]."""
+    """`value = scale * (code - zero)`, per row and group: scales and zeros float32 [rows, groups].
+
+    On the half-integer grid zeros lie between two codes, and `scale` is that of a code: twice the stored one.
+    """
 
     encoding: Affine
     scales: torch.Tensor
@@ -37,7 +40,7 @@ class FittedGrid:
 
     def tensor(self, name: str, codes: torch.Tensor) -> CompressedTensor:
         """Codes uint8 [rows, columns] on this grid as a compressed tensor."""
-        parts = {"codes": codes.contiguous().numpy(), "scales": self.scales.half().numpy()}
+        parts = {"codes": codes.contiguous().numpy(), "scales": (self.scales / _unit(self.encoding)).half().numpy()}
         if self.encoding.grid == "zero_point":
             parts["zero_points"] = self.zeros.to(torch.uint8).numpy()
         rows, columns = codes.shape
@@ -66,7 +69,7 @@ def _fit(
     groups: torch.Tensor, encoding: Affine, search: bool, importance: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The best of the candidates for groups [rows, groups, group_size]."""
-    best = _Best(groups, encoding.bits, importance)
+    best = _Best(groups, encoding, importance)
     for scale, zero in _candidates(groups, encoding, search):
         best.offer(scale, zero)
     if not torch.isfinite(best.error).all():  # no candidate's scale was finite
@@ -81,13 +84,13 @@ def _fit(
 class _Best:
     """Keeps the grid with the least squared error that it was offered, group by group."""
 
-    def __init__(self, groups: torch.Tensor, bits: int, importance: torch.Tensor | None) -> None:
-        self.groups, self.bits, self.importance = groups, bits, importance
+    def __init__(self, groups: torch.Tensor, encoding: Affine, importance: torch.Tensor | None) -> None:
+        self.groups, self.bits, self.unit, self.importance = groups, encoding.bits, _unit(encoding), importance
         self.error = torch.full(groups.shape[:2], torch.inf)
         self.scale, self.zero = torch.zeros(groups.shape[:2]), torch.zeros(groups.shape[:2])
 
     def offer(self, scale: torch.Tensor, zero: torch.Tensor) -> None:
-        scale = scale.half().float()
+        scale = (scale / self.unit).half().float() * self.unit
         wide_scale, wide_zero = scale[..., None], zero[..., None]
         levels = _round(self.groups, wide_scale, wide_zero, self.bits).sub_(wide_zero)
         error = levels.mul_(wide_scale).sub_(self.groups).square_()
@@ -120,6 +123,11 @@ def _candidates(groups: torch.Tensor, encoding: Affine, search: bool) -> Iterato
             scale = ((high - low) * (clip / top)).half().float()
             yield scale, _divide(-low * clip, scale).round_().clamp_(0, top)
         return
+    if encoding.grid == "half_integer":
+        largest = groups.abs().amax(-1)
+        for clip in clips:
+            yield largest * (2 * clip / top), torch.full_like(largest, top / 2)
+        return
     half = encoding.symmetric_zero
     extreme = torch.where(groups.amax(-1) > -groups.amin(-1), groups.amax(-1), groups.amin(-1))
     zero = torch.full_like(extreme, half)
@@ -129,8 +137,14 @@ def _candidates(groups: torch.Tensor, encoding: Affine, search: bool) -> Iterato
             yield extreme * (clip / (half - 1)), zero
 
 
+def _unit(encoding: Affine) -> int:
+    """What the difference of two codes is in units of the stored scale."""
+    return 2 if encoding.grid == "half_integer" else 1
+
+
 def _round(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
-    return _divide(weight, scale).round_().add_(zero).clamp_(0, (1 << bits) - 1)
+    below = zero.floor()
+    return _divide(weight, scale).add_(zero - below).round_().add_(below).clamp_(0, (1 << bits) - 1)
 
 
 def _divide(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -127,6 +127,12 @@ class Codebook(
 
     compact_layout = layout
 
+    def share_tables(self, parts: Parts, table_rows: int) -> tuple[Codebook, Array]:
+        """Encoding and tables of the same matrix with a table for every `table_rows` rows, a divisor of the present."""
+        rows = parts["codes"].shape[0]
+        tables = parts["tables"][np.arange(0, rows, table_rows) // (self.table_rows or rows)]
+        return msgspec.structs.replace(self, table_rows=table_rows), tables
+
     def check(self, name: str, parts: Parts) -> None:
         """Raise `EdgeError` for an int8 entry of -128: kernels multiply by its magnitude."""
         if self.entry == "int8" and (parts["tables"].view(np.uint8) == 128).any():

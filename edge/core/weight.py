@@ -98,5 +98,5 @@ def unpack_bits(data: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.ui
     weights = (1 << np.arange(bits, dtype=np.uint8)).astype(np.uint8)
     for start in range(0, data.shape[0], 1024):
         stream = np.unpackbits(data[start : start + 1024], axis=1, bitorder="little", count=count * bits)
-        out[start : start + 1024] = stream.reshape(-1, count, bits) @ weights
+        out[start : start + 1024] = stream.reshape(len(stream), count, bits) @ weights
     return out

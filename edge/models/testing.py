@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.torch import save_file
+
+from edge.core.files import SCHEMA, write_json
+from edge.core.weight import Compressed, CompressedTensor
+from edge.kernels.testing import random_tensor
+from edge.models.checkpoint import open_checkpoint
+from edge.models.stored import to_stored
 
 COMMON: dict[str, Any] = {
     "vocab_size": 160,
@@ -85,6 +94,39 @@ def tiny_model(family: str, folder: Path, *, seed: int = 0, dtype: torch.dtype =
     model.to(dtype).save_pretrained(folder)
     tiny_tokenizer(COMMON["vocab_size"]).save_pretrained(folder)
     return folder
+
+
+def encoded_model(family: str, folder: Path, encoding: Compressed, **changes: Any) -> Path:
+    """Write a tiny model as edge would have compressed it, with random matrices in `encoding`; return its folder.
+
+    No method needs to know the encoding. Weights lie in two files, and parts of one matrix in both.
+    """
+    source = open_checkpoint(tiny_model(family, folder / "original", **changes))
+    matrices = [name for name, _ in source.spec.matrices()]
+    stored = {name: source.tensor(name).clone() for name in source.names() if name not in matrices}
+    for seed, name in enumerate(matrices):
+        stored |= to_stored(random_matrix(name, source.matrix_shape(name), encoding, seed))
+    weight_map = {name: f"model-0000{1 + index % 2}-of-00002.safetensors" for index, name in enumerate(stored)}
+    for path in set(weight_map.values()):
+        inside = {name: tensor for name, tensor in stored.items() if weight_map[name] == path}
+        save_file(inside, folder / path, metadata={"format": "pt"})
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+    config = json.loads((folder / "original" / "config.json").read_text())
+    encodings = dict.fromkeys(matrices, encoding)
+    config["quantization_config"] = {"quant_method": "edge", "schema": SCHEMA, "activations": "a8"}
+    config["quantization_config"]["encodings"] = encodings
+    write_json(folder / "config.json", config)
+    source.save_tokenizer(folder)
+    return folder
+
+
+def random_matrix(name: str, shape: tuple[int, int], encoding: Compressed, seed: int = 0) -> CompressedTensor:
+    """A random tensor whose values are of the size that a layer's weights have."""
+    tensor = random_tensor(*shape, encoding, seed)
+    scaled = "row_scales" if "row_scales" in tensor.parts else "scales"
+    factor = shape[1] ** -0.5 / tensor.dequantize().std()
+    scales = (tensor.parts[scaled].astype(np.float32) * factor).astype(np.float16)
+    return CompressedTensor(name, shape, encoding, {**tensor.parts, scaled: scales})
 
 
 def tiny_tokenizer(vocab_size: int) -> Any:

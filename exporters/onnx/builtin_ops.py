@@ -29,7 +29,9 @@ INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 1
 def refusal(encoding: Encoding) -> str:
     """Why these operators don't serve an encoding and what to use instead; empty when they do."""
     if not isinstance(encoding, Affine):
-        return f"MatMulNBits can't hold {encoding}"
+        return f"MatMulNBits can't hold {encoding}: use --kernels edge, or an affine recipe with 2, 4 or 8 bits"
+    if encoding.grid == "half_integer":
+        return "MatMulNBits has no half-integer grid: use --kernels edge, or the symmetric grid"
     if encoding.bits not in BITS:
         return f"MatMulNBits has no {encoding.bits} bits: use --kernels edge, or a recipe with 2, 4 or 8 bits"
     return ""

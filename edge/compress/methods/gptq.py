@@ -80,6 +80,8 @@ def _round_in_order(
     columns = weight.shape[1]
     group = order // (grid.encoding.group_size or columns)
     scales, zeros = grid.scales.T[group].contiguous(), grid.zeros.T[group].contiguous()
+    below = zeros.floor()
+    between = zeros - below  # one half on the half-integer grid
     inverse = torch.where(scales == 0, 0, 1 / scales)
     top = (1 << grid.encoding.bits) - 1
     rest = weight.T[order].contiguous()
@@ -89,7 +91,7 @@ def _round_in_order(
         inside, errors = rest[start:end], torch.empty(end - start, weight.shape[0])
         upper = factor[start:end, start:end]
         for i, j in enumerate(range(start, end)):
-            code = (inside[i] * inverse[j]).round_().add_(zeros[j]).clamp_(0, top)
+            code = (inside[i] * inverse[j]).add_(between[j]).round_().add_(below[j]).clamp_(0, top)
             codes[order[j]] = code.to(torch.uint8)
             errors[i] = (inside[i] - (code - zeros[j]) * scales[j]) / upper[i, i]
             inside[i + 1 :].addr_(upper[i, i + 1 :], errors[i], alpha=-1)

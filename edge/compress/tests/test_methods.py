@@ -19,6 +19,7 @@ SETTINGS = [
     {"bits": 4, "group_size": 128},
     {"bits": 5, "group_size": 0, "grid": "zero_point"},
     {"bits": 8, "group_size": 0},
+    {"bits": 2, "group_size": 64, "grid": "half_integer"},
 ]
 
 
@@ -73,7 +74,7 @@ def test_bits_and_groups_that_cannot_be_stored(name):
 
 
 @pytest.mark.parametrize("search", [False, True])
-@pytest.mark.parametrize("grid", ["symmetric", "zero_point"])
+@pytest.mark.parametrize("grid", ["symmetric", "zero_point", "half_integer"])
 def test_rtn_takes_the_nearest_level_of_the_stored_scale(grid, search):
     weight, _ = problem(rows=8, columns=96)
     encoding = Affine(3, 64, grid)
@@ -82,15 +83,17 @@ def test_rtn_takes_the_nearest_level_of_the_stored_scale(grid, search):
     zeros = tensor.parts.get("zero_points", np.full(scales.shape, encoding.symmetric_zero)).astype(np.float64)
     for group in range(2):
         block = weight[:, group * 64 : group * 64 + 64].double().numpy()
-        levels = scales[:, group, None] * (np.arange(8) - zeros[:, group, None])
+        steps = 2 * np.arange(8) - 7 if grid == "half_integer" else np.arange(8) - zeros[:, group, None]
+        levels = scales[:, group, None] * steps
         best = np.abs(block[:, :, None] - levels[:, None, :]).min(-1)
         got = np.abs(block - tensor.dequantize()[:, group * 64 : group * 64 + 64])
         np.testing.assert_allclose(got, best, atol=1e-6)
 
 
-def test_plain_rtn_keeps_the_extreme_weight():
+@pytest.mark.parametrize("grid", ["symmetric", "half_integer"])
+def test_plain_rtn_keeps_the_extreme_weight(grid):
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(2))
-    dense = rtn.compress("m", weight, rtn.Options(bits=4, search=False)).dequantize()
+    dense = rtn.compress("m", weight, rtn.Options(bits=4, grid=grid, search=False)).dequantize()
     extreme = weight.abs().argmax(1)
     rows = torch.arange(16)
     np.testing.assert_allclose(dense[rows, extreme], weight[rows, extreme], rtol=1e-3)
@@ -98,7 +101,7 @@ def test_plain_rtn_keeps_the_extreme_weight():
 
 def test_search_lowers_the_squared_error():
     weight, _ = problem()
-    for grid in ("symmetric", "zero_point"):
+    for grid in ("symmetric", "zero_point", "half_integer"):
         plain, searched = (fit_grid(weight, Affine(3, 64, grid), search=search) for search in (False, True))
         errors = [
             np.square(g.tensor("m", g.encode(weight)).dequantize() - weight.numpy()).sum() for g in (plain, searched)
@@ -138,7 +141,7 @@ def plain_gptq(weight, hessian, grid, order, damping):
 
 
 @pytest.mark.parametrize("act_order", [False, True])
-@pytest.mark.parametrize("grid", ["symmetric", "zero_point"])
+@pytest.mark.parametrize("grid", ["symmetric", "zero_point", "half_integer"])
 def test_gptq_is_its_definition(act_order, grid):
     weight, inputs = problem(rows=12, columns=96)
     options = gptq.Options(bits=3, group_size=32, grid=grid, act_order=act_order, block=40)

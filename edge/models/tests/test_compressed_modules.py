@@ -13,24 +13,27 @@ from safetensors.torch import load_file, save_file
 from edge.compress.methods import rtn
 from edge.compress.run import compress
 from edge.core.errors import EdgeError
+from edge.core.weight import Codebook, GroupMixed, Sparse
 from edge.kernels import reference
 from edge.kernels.pack import pack
+from edge.kernels.testing import ENCODINGS
 from edge.models.checkpoint import open_checkpoint
 from edge.models.compressed_modules import CompressedLinear, quantize_activations
-from edge.models.testing import tiny_model
+from edge.models.testing import encoded_model, random_matrix, tiny_model
 from edge.models.torch_model import build_model
 
 LOAD = """
-import sys
+import pathlib, sys
 from edge.models.hf_quantizer import install_hook
 install_hook()
 assert not {"torch", "transformers"} & set(sys.modules), "the hook must stay light"
 import torch
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
-with torch.no_grad():
-    torch.save(model(torch.tensor([[5, 6, 7, 8]])).logits, sys.argv[2])
-model.save_pretrained(sys.argv[3])
+for folder in map(pathlib.Path, sys.argv[1:]):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        torch.save(model(torch.tensor([[5, 6, 7, 8]])).logits, folder / "logits.pt")
+    model.save_pretrained(folder / "saved")
 """
 
 
@@ -40,18 +43,57 @@ def folder(request, tmp_path_factory):
     return compress(tiny_model(request.param, root / "model"), "int4", root / "out")
 
 
+# Each kind of part once; blocks of 16 by 8 have a size that only the data know.
+KINDS = [
+    Codebook(3, dim=2, group_size=64),
+    Codebook(4, entry="int16", table_rows=8, group_size=32),
+    GroupMixed(32, high_groups=1, grid="zero_point", scale="second_order"),
+    Sparse("16x8", 4, 32),
+    Sparse("2:4", 8, 0),
+]
+
+
 def logits(source):
     with torch.no_grad():
         return build_model(open_checkpoint(source))(torch.tensor([[5, 6, 7, 8]])).logits
 
 
-def test_transformers_loads_and_saves_a_compressed_folder(folder, tmp_path):
+def load_and_save_with_transformers(*folders):
+    """Leaves logits.pt and saved/ in each."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "HF_HUB_OFFLINE": "1"}
-    arguments = [sys.executable, "-c", LOAD, str(folder), str(tmp_path / "logits.pt"), str(tmp_path / "saved")]
+    arguments = [sys.executable, "-c", LOAD, *map(str, folders)]
     result = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits(folder), atol=1e-6, rtol=0)
-    assert torch.equal(logits(tmp_path / "saved"), logits(folder))
+
+
+def test_transformers_loads_and_saves_compressed_folders(folder, tmp_path):
+    load_and_save_with_transformers(folder)
+    torch.testing.assert_close(torch.load(folder / "logits.pt"), logits(folder), atol=1e-6, rtol=0)
+    assert torch.equal(logits(folder / "saved"), logits(folder))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_transformers_loads_and_saves_every_kind_of_part(family, tmp_path):
+    folders = [encoded_model(family, tmp_path / str(encoding), encoding) for encoding in KINDS]
+    load_and_save_with_transformers(*folders)
+    for folder in folders:
+        torch.testing.assert_close(torch.load(folder / "logits.pt"), logits(folder), atol=1e-6, rtol=0)
+        assert torch.equal(logits(folder / "saved"), logits(folder))
+
+
+def test_a_stored_model_holds_what_was_compressed_and_says_its_size(tmp_path):
+    for encoding in KINDS:
+        folder = encoded_model("llama", tmp_path / str(encoding), encoding)
+        checkpoint = open_checkpoint(folder)
+        sizes = []
+        for seed, (name, _) in enumerate(checkpoint.spec.matrices()):
+            written = random_matrix(name, checkpoint.matrix_shape(name), encoding, seed)
+            read = checkpoint.matrix(name)
+            assert read.encoding == encoding and read.parts.keys() == written.parts.keys()
+            assert all(np.array_equal(read.parts[part], written.parts[part]) for part in written.parts)
+            sizes.append(written.stored_bytes)
+        norms = sum(4 * checkpoint.spec.hidden_size for name in checkpoint.names() if "norm" in name)
+        assert checkpoint.stored_bytes == sum(sizes) + norms
 
 
 def test_activations_are_int8_per_token_and_group():
@@ -98,6 +140,24 @@ def test_scales_stay_float16_when_the_model_changes_type():
     assert module(torch.ones(1, 96, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+def test_module_of_every_encoding(encoding):
+    """Against the definition of int8 activations, group by group; parts keep their types when the model changes its."""
+    tensor = random_matrix("weight", (48, 192), encoding)
+    module = CompressedLinear(48, 192, encoding, bias=False, activations="a8").load(tensor)
+    x = torch.randn(5, 192, generator=torch.Generator().manual_seed(1))
+    width = encoding.group_size or 192
+    quantized = x.double().numpy().copy()
+    for start in range(0, 192, width):
+        codes, scale = reference.quantize_activations(x[:, start : start + width].numpy())
+        quantized[:, start : start + width] = codes * scale.astype(np.float64)[:, None]
+    expected = quantized @ tensor.dequantize().astype(np.float64).T
+    np.testing.assert_allclose(module(x).numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    for changed in (module.half(), module.to(torch.bfloat16), module.to(torch.float64)):
+        held = changed.compressed()
+        assert all(np.array_equal(held.parts[part], tensor.parts[part]) for part in tensor.parts)
+
+
 def test_tied_head_is_the_embedding(tmp_path):
     source = compress(tiny_model("llama", tmp_path / "model"), "int4", tmp_path / "out")
     model = build_model(open_checkpoint(source))
@@ -118,3 +178,49 @@ def test_damaged_parts_are_refused(tmp_path, damage):
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(EdgeError, match="up_proj"):
         build_model(open_checkpoint(source))
+
+
+def replaced(folder, change):
+    """Change the stored parts of one matrix; the files keep their names."""
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name in [name for name in tensors if ".0.mlp.up_proj." in name]:
+            tensors[name] = change(name.rpartition(".")[2], tensors[name]).contiguous()
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
+DAMAGE = {
+    "tables of -128": (KINDS[0], lambda part, x: torch.full_like(x, -128) if part == "tables" else x, "-128"),
+    "another type": (KINDS[1], lambda part, x: x.to(torch.int8) if part == "tables" else x, "'tables' is int8"),
+    "more high groups": (KINDS[2], lambda part, x: x | 3 if part == "high" else x, "1 groups at 4 bits"),
+    "less high codes": (KINDS[2], lambda part, x: x[:, :-1] if part == "high_codes" else x, "'high_codes' is uint8"),
+    "infinite row scales": (KINDS[2], lambda part, x: x * torch.inf if part == "row_scales" else x, "infinite"),
+    "a block too few": (KINDS[3], lambda part, x: x[:-1] if part == "codes" else x, "different numbers of weights"),
+    "another mask": (KINDS[3], lambda part, x: ~x if part == "mask" else x, "different numbers of weights"),
+    "not 2:4": (KINDS[4], lambda part, x: x & 0x3F | 0x40 if part == "mask" else x, "up_proj"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_parts_of_every_kind_are_refused(tmp_path, damage):
+    encoding, change, message = DAMAGE[damage]
+    folder = encoded_model("llama", tmp_path / "model", encoding)
+    replaced(folder, change)
+    with pytest.raises(EdgeError, match=message) as caught:
+        open_checkpoint(folder).matrix("model.layers.0.mlp.up_proj.weight")
+    assert "up_proj" in caught.value.message and caught.value.hint
+
+
+def test_encodings_that_do_not_fit_the_model_are_refused(tmp_path):
+    folder = encoded_model("llama", tmp_path / "model", GroupMixed(32, 2))
+    config = (folder / "config.json").read_text()
+    for old, new, message in [
+        ('"group_size": 32', '"group_size": 33', "group of 33"),
+        ('"high_groups": 2', '"high_groups": 9', "9 groups"),
+        ('"group_mixed"', '"fibonacci"', "fibonacci"),
+        ('"model.embed_tokens.weight": {', '"model.norm.weight": {', "no matrix"),
+    ]:
+        (folder / "config.json").write_text(config.replace(old, new))
+        with pytest.raises(EdgeError, match=message) as caught:
+            open_checkpoint(folder)
+        assert caught.value.hint
