@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.core.weight import Affine, CompressedTensor
+from edge.core.encoding import GroupMixed
+from edge.core.weight import CompressedTensor
 from edge.kernels.pack import Bytes, unpack
+from edge.kernels.pack_mixed import group_order
+from edge.kernels.packed_header import ROWS
 
 Activations = Literal["a8", "f32"]
 Floats = NDArray[np.float32]
@@ -34,7 +37,13 @@ def quantize_activations(x: Floats) -> tuple[NDArray[np.int8], Floats]:
 def linear(packed: Bytes, x: Floats, activations: Activations = "a8", bias: Floats | None = None) -> Floats:
     """x [tokens, columns] times the packed matrix [rows, columns] transposed, plus bias: [tokens, rows]."""
     tensor = unpack(packed)
-    out = _linear_a8(tensor, x) if activations == "a8" else _linear_f32(tensor, x)
+    weights = _weights(tensor)
+    groups, width = weights.integers.shape[2:]
+    padded = np.zeros((x.shape[0], groups, width), np.float32)
+    padded.reshape(x.shape[0], -1)[:, : x.shape[1]] = x
+    by_group = np.ascontiguousarray(padded.transpose(1, 0, 2))
+    out = _linear_a8(weights, by_group) if activations == "a8" else _linear_f32(weights, by_group)
+    out = out.transpose(1, 0, 2).reshape(x.shape[0], -1)[:, : tensor.shape[0]]
     return out if bias is None else out + bias.astype(np.float32)
 
 
@@ -43,26 +52,64 @@ def embedding(packed: Bytes, ids: NDArray[np.int64]) -> Floats:
     return unpack(packed).dequantize()[ids]
 
 
-def _linear_a8(tensor: CompressedTensor, x: Floats) -> Floats:
-    """Sum over groups, ascending, of float(exact integer sum) * (weight scale * activation scale); all in float32."""
-    codes, scales = tensor.parts["codes"], tensor.parts["scales"].astype(np.float32)
-    encoding = cast(Affine, tensor.encoding)
-    zeros = tensor.parts.get("zero_points", np.full(scales.shape, encoding.symmetric_zero, np.uint8))
-    width = encoding.group_size or tensor.shape[1]
-    total = np.zeros((x.shape[0], tensor.shape[0]), np.float32)
-    for group in range(scales.shape[1]):
-        columns = slice(group * width, (group + 1) * width)
-        weights = codes[:, columns].astype(np.float64) - zeros[:, group, None]
-        q, scale = quantize_activations(x[:, columns])
-        exact = q.astype(np.float64) @ weights.T  # integers below 2^53: float64 is exact
-        total += exact.astype(np.float32) * (scales[:, group] * scale[:, None])
+class _Weights(NamedTuple):
+    """A matrix by blocks of rows that have their groups in the same order: 16 rows, or all of them."""
+
+    integers: NDArray[np.int32]
+    """[blocks, rows, groups, columns of a group]; padding is 0."""
+    scales: Floats
+    """[blocks, rows, groups]"""
+    order: NDArray[np.int64]
+    """[blocks, groups]: the groups as they follow each other in the stream."""
+
+
+def _weights(tensor: CompressedTensor) -> _Weights:
+    rows, columns = tensor.shape
+    encoding, parts = tensor.encoding, tensor.parts
+    groups = encoding.groups(columns)
+    factors = [parts[name].astype(np.float32) for name in ("scales", "row_scales") if name in parts]
+    scales = np.broadcast_to(factors[0] * factors[-1] if len(factors) == 2 else factors[0], (rows, groups))
+    unscaled = {name: np.ones_like(part) for name, part in parts.items() if name in ("scales", "row_scales")}
+    integers = encoding.dequantize({**parts, **unscaled}).astype(np.int32)  # a weight without its scale
+    order, block = np.arange(groups)[None], rows
+    if isinstance(encoding, GroupMixed):
+        order, block = group_order(parts["high"]), ROWS
+    blocks = len(order)
+    width = encoding.group_size or -(-columns // 4) * 4
+    padded = np.zeros((blocks * block, groups * width), np.int32)
+    padded[:rows, :columns] = integers
+    padded_scales = np.zeros((blocks * block, groups), np.float32)
+    padded_scales[:rows] = scales
+    return _Weights(padded.reshape(blocks, block, groups, width), padded_scales.reshape(blocks, block, groups), order)
+
+
+def _linear_a8(weights: _Weights, x: Floats) -> Floats:
+    """Sum over groups of float(exact integer sum) * (weight scale * activation scale), in float32: from x [groups,
+    tokens, columns of a group] to [blocks, tokens, rows]."""
+    quantized = [quantize_activations(group) for group in x]
+    q = np.stack([codes for codes, _ in quantized]).astype(np.float64)
+    q_scales = np.stack([scales for _, scales in quantized])
+    blocks, rows = weights.scales.shape[:2]
+    block = np.arange(blocks)
+    total = np.zeros((blocks, x.shape[1], rows), np.float32)
+    for group in weights.order.T:  # of every block, the next in its stream
+        integers = weights.integers[block, :, group].astype(np.float64)
+        exact = q[group] @ integers.swapaxes(1, 2)  # integers below 2^53: float64 is exact
+        scales = weights.scales[block, :, group]
+        total += exact.astype(np.float32) * (scales[:, None, :] * q_scales[group][:, :, None])
     return total
 
 
-def _linear_f32(tensor: CompressedTensor, x: Floats) -> Floats:
-    """Four partial sums, of the columns 0, 1, 2, 3 modulo 4, each ascending; then (p0 + p1) + (p2 + p3)."""
-    weights = np.ascontiguousarray(tensor.dequantize().T)
-    partial = np.zeros((4, x.shape[0], tensor.shape[0]), np.float32)
-    for column in range(tensor.shape[1]):
-        partial[column % 4] += x[:, column, None] * weights[column]
+def _linear_f32(weights: _Weights, x: Floats) -> Floats:
+    """Four partial sums, of the columns 0 to 3 modulo 4, each in the order of the stream; then (p0 + p1) + (p2 + p3).
+
+    Pruned weights count as zeros. Shapes as in `_linear_a8`.
+    """
+    blocks, rows = weights.scales.shape[:2]
+    block = np.arange(blocks)
+    partial = np.zeros((4, blocks, x.shape[1], rows), np.float32)
+    for group in weights.order.T:
+        values = weights.integers[block, :, group].astype(np.float32) * weights.scales[block, :, group][:, :, None]
+        for column in range(values.shape[2]):
+            partial[column % 4] += x[group, :, column, None] * values[:, None, :, column]
     return (partial[0] + partial[1]) + (partial[2] + partial[3])
