@@ -35,6 +35,37 @@ ENCODINGS: list[Compressed] = [
     Sparse("2:4", 8, 0),
 ]
 
+EVERY_LAYOUT: tuple[Compressed, ...] = (
+    Affine(2, 128),
+    Affine(3, 64),
+    Affine(4, 32),
+    Affine(4, 64, "zero_point"),
+    Affine(8, 0),
+    Affine(3, 32, "half_integer"),
+    Codebook(4),
+    Codebook(3, group_size=0, scale="row"),
+    Codebook(4, entry="int16"),
+    Codebook(2, table_rows=20),
+    Codebook(4, table_columns=128, scale="row"),
+    Codebook(2, table_rows=1, group_size=32),
+    Codebook(3, table_rows=1, entry="int16"),
+    Codebook(4, table_rows=1, table_columns=64, group_size=32),
+    Codebook(4, dim=2),
+    Codebook(2, dim=2, group_size=0),
+    Codebook(3, dim=2, table_rows=8, table_columns=128, scale="row"),
+    GroupMixed(64, 1),
+    GroupMixed(32, 0, "zero_point"),
+    GroupMixed(32, 3, scale="second_order"),
+    GroupMixed(128, 2, "zero_point", "second_order"),
+    Sparse("16x8", 4, 64),
+    Sparse("16x8", 8, 0),
+    Sparse("16x4", 4, 32),
+    Sparse("16x4", 8, 128),
+    Sparse("2:4", 4, 64),
+    Sparse("2:4", 8, 0),
+)
+"""One encoding for each way in which packed weights are laid out; all fit a matrix of 132 columns or more."""
+
 
 def random_tensor(rows: int, columns: int, encoding: Compressed, seed: int = 0) -> CompressedTensor:
     """Codes and tables over their whole range, scales of both signs and 0, some blocks of 16 rows all pruned."""
