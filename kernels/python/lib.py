@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edge.core.errors import EdgeError, UsageError, nearest
 from edge.kernels.pack import Bytes
 from edge.kernels.reference import Activations, Floats
+from edge.kernels.reference_ops import Epilogue, Norm
 
 LIBRARY = "libedge_kernels.so"
 ABI = 2
@@ -22,6 +23,11 @@ ISAS = {"auto": 0, "portable": 1, "avx2": 2, "avx512vnni": 3, "neon_dotprod": 4,
 ENCODINGS = {1: "affine", 2: "codebook", 3: "group_mixed", 4: "sparse"}
 PATTERNS = {0: "", 1: "16x8", 2: "16x4", 3: "2:4"}
 ACTIVATIONS: dict[Activations, int] = {"a8": 0, "f32": 1}
+NORMS: dict[Norm, int] = {"none": 0, "rms": 1, "layer": 2}
+EPILOGUES: dict[Epilogue, int] = {
+    **{"none": 0, "gelu": 1, "gelu_tanh": 2},
+    **{"silu_gated": 3, "gelu_gated": 4, "gelu_tanh_gated": 5},
+}
 _TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)
 _RUN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t, _TASK, ctypes.c_void_p)
 
@@ -143,9 +149,18 @@ def linear(
     *,
     activations: Activations = "a8",
     bias: Floats | None = None,
+    norm: Norm = "none",
+    norm_weight: Floats | None = None,
+    norm_bias: Floats | None = None,
+    epsilon: float = 1e-5,
+    skip: Floats | None = None,
+    sum_out: Floats | None = None,
+    epilogue: Epilogue = "none",
 ) -> Floats:
-    """x [tokens, columns] times the packed matrix [rows, columns] transposed, plus bias: [tokens, rows].
+    """epilogue(norm(x + skip) [tokens, columns] times the packed matrix [rows, columns] transposed + bias).
 
+    Returns [tokens, rows], or half the rows from a gated epilogue, whose matrix has the gate's rows first. `sum_out`
+    gets x + skip; it may be either of them.
     isa: use no newer instruction set than this one. Raises `EdgeError` for damaged weights and shapes that don't fit.
     """
     x = np.ascontiguousarray(x, np.float32)
@@ -153,12 +168,13 @@ def linear(
     if x.ndim != 2 or x.shape[1] != columns or (bias is not None and bias.shape != (rows,)):
         bias_shape = "" if bias is None else f" and a bias {list(bias.shape)}"
         raise EdgeError("kernels.shape", f"x {list(x.shape)}{bias_shape} don't fit a matrix [{rows}, {columns}]")
-    out = np.empty((x.shape[0], rows), np.float32)
-    bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
-    mode = ACTIVATIONS[activations]
+    out = np.empty((x.shape[0], rows // 2 if epilogue.endswith("_gated") else rows), np.float32)
+    inputs = {"x": x, "skip": skip, "norm_weight": norm_weight, "norm_bias": norm_bias, "bias": bias}
+    kept = {name: None if a is None else np.ascontiguousarray(a, np.float32) for name, a in inputs.items()}
+    arrays = {name: _Array(*_array(a)) for name, a in {**kept, "sum": _writable(sum_out), "out": out}.items()}
+    modes = (ACTIVATIONS[activations], _isa(isa), NORMS[norm], EPILOGUES[epilogue], epsilon)
     with _Threads(threads) as parallel:
-        task = _LinearTask(*_bytes(packed), mode, _isa(isa), x=_Array(*_array(x)), out=_Array(*_array(out)))
-        task.bias = _Array(*_array(bias))
+        task = _LinearTask(*_bytes(packed), *modes, **arrays)
         _check(_load().edge_linear(ctypes.byref(task), parallel))
     return out
 
@@ -240,6 +256,12 @@ def _bytes(packed: Bytes) -> tuple[int, int]:
     if packed.dtype != np.uint8 or not packed.flags.c_contiguous:
         raise EdgeError("kernels.packed", f"packed weights are contiguous uint8, not {packed.dtype}")
     return packed.ctypes.data, packed.size
+
+
+def _writable(array: Floats | None) -> Floats | None:
+    if array is not None and not (array.dtype == np.float32 and array.flags.c_contiguous and array.flags.writeable):
+        raise EdgeError("kernels.array", f"results go to a contiguous float32 array, not {array.dtype}")
+    return array
 
 
 def _array(array: NDArray[Any] | None) -> tuple[int | None, int]:

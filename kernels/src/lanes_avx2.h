@@ -83,9 +83,8 @@ struct Avx2Lanes {
   }
 
   static EDGE_INLINE Ints magnitude(Floats x) {
-    return make<Ints>([&](int h) {
-      return _mm256_and_si256(_mm256_castps_si256(x.half[h]), _mm256_set1_epi32(INT32_MAX));
-    });
+    return make<Ints>(
+        [&](int h) { return _mm256_and_si256(_mm256_castps_si256(x.half[h]), _mm256_set1_epi32(INT32_MAX)); });
   }
   static EDGE_INLINE Ints larger(Ints a, Ints b) {
     return make<Ints>([&](int h) { return _mm256_max_epi32(a.half[h], b.half[h]); });
@@ -99,9 +98,9 @@ struct Avx2Lanes {
   static EDGE_INLINE Floats floats(Ints x) {
     return make<Floats>([&](int h) { return _mm256_cvtepi32_ps(x.half[h]); });
   }
-  static EDGE_INLINE Floats power_of_two(Ints n) {
+  static EDGE_INLINE Floats half_power_of_two(Ints n) {
     return make<Floats>([&](int h) {
-      return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n.half[h], _mm256_set1_epi32(127)), 23));
+      return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n.half[h], _mm256_set1_epi32(126)), 23));
     });
   }
 

@@ -51,8 +51,8 @@ struct Avx512Lanes {
   static EDGE_INLINE Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
   static EDGE_INLINE Ints rounded(Floats x) { return _mm512_cvtps_epi32(x); }
   static EDGE_INLINE Floats floats(Ints x) { return _mm512_cvtepi32_ps(x); }
-  static EDGE_INLINE Floats power_of_two(Ints n) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
+  static EDGE_INLINE Floats half_power_of_two(Ints n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(126)), 23));
   }
 
   static EDGE_INLINE int32_t highest(Ints x) { return _mm512_reduce_max_epi32(x); }

@@ -75,15 +75,16 @@ struct NeonLanes {
     return make<Floats>([&](int r) { return vfmaq_f32(c.quarter[r], a.quarter[r], b.quarter[r]); });
   }
   static EDGE_INLINE Floats at_least(Floats x, Floats limit) {
-    return make<Floats>([&](int r) { return vmaxq_f32(x.quarter[r], limit.quarter[r]); });
+    return make<Floats>(
+        [&](int r) { return vbslq_f32(vcltq_f32(x.quarter[r], limit.quarter[r]), limit.quarter[r], x.quarter[r]); });
   }
   static EDGE_INLINE Floats at_most(Floats x, Floats limit) {
-    return make<Floats>([&](int r) { return vminq_f32(x.quarter[r], limit.quarter[r]); });
+    return make<Floats>(
+        [&](int r) { return vbslq_f32(vcgtq_f32(x.quarter[r], limit.quarter[r]), limit.quarter[r], x.quarter[r]); });
   }
   static EDGE_INLINE Floats if_less(Floats a, Floats b, Floats yes, Floats no) {
-    return make<Floats>([&](int r) {
-      return vbslq_f32(vcltq_f32(a.quarter[r], b.quarter[r]), yes.quarter[r], no.quarter[r]);
-    });
+    return make<Floats>(
+        [&](int r) { return vbslq_f32(vcltq_f32(a.quarter[r], b.quarter[r]), yes.quarter[r], no.quarter[r]); });
   }
   static EDGE_INLINE Floats abs(Floats x) {
     return make<Floats>([&](int r) { return vabsq_f32(x.quarter[r]); });
@@ -104,10 +105,9 @@ struct NeonLanes {
   static EDGE_INLINE Floats floats(Ints x) {
     return make<Floats>([&](int r) { return vcvtq_f32_s32(x.quarter[r]); });
   }
-  static EDGE_INLINE Floats power_of_two(Ints n) {
-    return make<Floats>([&](int r) {
-      return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n.quarter[r], vdupq_n_s32(127)), 23));
-    });
+  static EDGE_INLINE Floats half_power_of_two(Ints n) {
+    return make<Floats>(
+        [&](int r) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n.quarter[r], vdupq_n_s32(126)), 23)); });
   }
 
   static EDGE_INLINE int32_t highest(Ints x) {

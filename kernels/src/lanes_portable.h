@@ -1,7 +1,8 @@
 // 16 float lanes in plain C++: what every other set of lanes is compared with.
 //
 // A set of lanes is a struct with Floats, Ints (16 of each) and the functions below. All round as IEEE says, once an
-// operation; NaN goes in and comes out of at_least and at_most; sum adds (l, l + 8), (l, l + 4), (l, l + 2), (l, l + 1).
+// operation; NaN goes in and comes out of at_least and at_most; sum adds (l, l + 8), (l, l + 4), (l, l + 2), (l, l +
+// 1).
 #pragma once
 
 #include "support.h"
@@ -121,9 +122,9 @@ struct PortableLanes {
   static Floats floats(const Ints& x) {
     return make<Floats>([&](int l) { return static_cast<float>(x.lane[l]); });
   }
-  // 2^n for n = -126 .. 127, 0 for n = -127.
-  static Floats power_of_two(const Ints& n) {
-    return make<Floats>([&](int l) { return float_from_bits(static_cast<uint32_t>(n.lane[l] + 127) << 23); });
+  // 2^(n - 1) for n = -125 .. 128, 0 for n = -126.
+  static Floats half_power_of_two(const Ints& n) {
+    return make<Floats>([&](int l) { return float_from_bits(static_cast<uint32_t>(n.lane[l] + 126) << 23); });
   }
 
   static int32_t highest(const Ints& x) {

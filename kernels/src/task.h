@@ -28,8 +28,4 @@ using LinearKernel = void (*)(const LinearTask& task, size_t first_tile, size_t 
 #include "kernels.inc"
 #undef EDGE_KERNEL
 
-// Quantizes tokens first .. end - 1 of x [tokens, columns]; the formula is in edge_kernels.h.
-void quantize_activations(const Geometry& matrix, const float* x, size_t first, size_t end, int8_t* q, int32_t* sums,
-                          float* scales);
-
 }  // namespace edge
