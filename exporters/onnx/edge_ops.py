@@ -1,4 +1,4 @@
-"""Affine matrices for our own operators (domain `edge`): one packed byte array, which the kernels read in place."""
+"""Matrices for our own operators (domain `edge`): one packed byte array, which the kernels read in place."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import onnx_ir as ir
 
 from edge.core.weight import CompressedTensor, Encoding
 from edge.exporters.onnx.builder import Array, GraphBuilder
+from edge.kernels.lib import ACTIVATIONS
 from edge.kernels.pack import pack, supported, unpack
 
-LINEAR = "LinearAffine"
-EMBEDDING = "EmbeddingAffine"
+LINEAR = "Linear"
+EMBEDDING = "Embedding"
 
 
 def refusal(encoding: Encoding) -> str:
@@ -30,14 +31,14 @@ def linear(
     activations: Literal["a8", "f32"],
 ) -> ir.Value:
     """y [.., rows] = x [.., columns] W^T (+ bias). `a8` makes the kernel quantize x to int8, token by token."""
-    rows, columns = tensor.shape
     inputs = [x, _packed(graph, tensor), *([] if bias is None else [bias])]
-    return graph.node(LINEAR, layer, inputs, domain="edge", N=rows, K=columns, activations=activations)
+    attributes = {"rows": tensor.shape[0], "activations": ACTIVATIONS[activations]}
+    return graph.node(LINEAR, layer, inputs, domain="edge", **attributes)
 
 
 def embedding(graph: GraphBuilder, ids: ir.Value, tensor: CompressedTensor, *, layer: str) -> ir.Value:
     """Rows of the matrix by token id. A tied head reads the same bytes."""
-    return graph.node(EMBEDDING, layer, [ids, _packed(graph, tensor)], domain="edge", hidden=tensor.shape[1])
+    return graph.node(EMBEDDING, layer, [ids, _packed(graph, tensor)], domain="edge", columns=tensor.shape[1])
 
 
 def read(operator: str, inputs: Sequence[Array | None], wanted: CompressedTensor) -> CompressedTensor:

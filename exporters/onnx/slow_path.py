@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from edge.core.bundle import Manifest
 from edge.core.target import Kernels
 from edge.exporters.onnx.builder import IR_VERSION, OPSETS
+from edge.kernels.pack import read_layout
 
-LINEAR = ("MatMulNBits", "LinearAffine")
-EMBEDDING = ("GatherBlockQuantized", "EmbeddingAffine")
+LINEAR = ("MatMulNBits", "Linear")
+EMBEDDING = ("GatherBlockQuantized", "Embedding")
 PHASES = {"decode": 1, "prefill": 64}  # tokens at once
 MARGIN = 1.1
 REPETITIONS = 7
@@ -72,17 +73,19 @@ def _operators(model: ir.Model, layer_of_node: dict[str, str]) -> list[Operator]
         constants = [tuple(v.const_value.shape) for v in node.inputs if v is not None and v.const_value is not None]
         key = (node.op_type, *sorted(attributes.items()), *constants)
         if key not in found:
-            if node.op_type in LINEAR:
-                rows, columns = attributes["N"], attributes["K"]
-            else:
-                rows, columns = max(PHASES.values()), attributes.get("hidden") or _padded_width(attributes, constants)
-            found[key] = Operator(node, [], rows, columns)
+            found[key] = Operator(node, [], *_matrix_shape(node, attributes, constants))
         found[key].layers.append(layer_of_node[str(node.name)])
     return list(found.values())
 
 
-def _padded_width(attributes: dict[str, Any], constants: list[tuple[int, ...]]) -> int:
-    return constants[0][1] * 8 // attributes["bits"]
+def _matrix_shape(node: ir.Node, attributes: dict[str, Any], constants: list[tuple[int, ...]]) -> tuple[int, int]:
+    """Rows and columns. A lookup reads as many rows as there are tokens; its width may be padded."""
+    if node.op_type == "MatMulNBits":
+        return attributes["N"], attributes["K"]
+    if node.op_type in LINEAR:
+        layout = read_layout(node.inputs[1].const_value.numpy())  # type: ignore[union-attr]
+        return layout.rows, layout.columns
+    return max(PHASES.values()), attributes.get("columns") or constants[0][1] * 8 // attributes["bits"]
 
 
 def _slower_phases(operator: Operator, folder: Path, kernels: Kernels) -> dict[str, float]:

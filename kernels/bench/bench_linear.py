@@ -28,10 +28,8 @@ Node = tuple[onnx.NodeProto, list[onnx.TensorProto]]
 
 def edge_node(index: int, tensor: CompressedTensor) -> Node:
     """One product with edge's operator."""
-    rows, columns = tensor.shape
-    attributes = {"N": rows, "K": columns, "activations": "a8", "domain": "edge"}
     weight = numpy_helper.from_array(pack(tensor), f"w{index}")
-    return helper.make_node("LinearAffine", ["x", weight.name], [f"y{index}"], **attributes), [weight]
+    return helper.make_node("Linear", ["x", weight.name], [f"y{index}"], domain="edge", rows=tensor.shape[0]), [weight]
 
 
 def builtin_node(index: int, tensor: CompressedTensor, block: int) -> Node:

@@ -40,10 +40,10 @@ def linear(packed: Bytes, x: Floats, activations: Activations = "a8", bias: Floa
     weights = _weights(tensor)
     groups, width = weights.integers.shape[2:]
     padded = np.zeros((x.shape[0], groups, width), np.float32)
-    padded.reshape(x.shape[0], -1)[:, : x.shape[1]] = x
+    padded.reshape(x.shape[0], groups * width)[:, : x.shape[1]] = x
     by_group = np.ascontiguousarray(padded.transpose(1, 0, 2))
     out = _linear_a8(weights, by_group) if activations == "a8" else _linear_f32(weights, by_group)
-    out = out.transpose(1, 0, 2).reshape(x.shape[0], -1)[:, : tensor.shape[0]]
+    out = out.transpose(1, 0, 2).reshape(x.shape[0], out.shape[0] * out.shape[2])[:, : tensor.shape[0]]
     return out if bias is None else out + bias.astype(np.float32)
 
 

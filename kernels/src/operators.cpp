@@ -150,17 +150,19 @@ constexpr edge_slot kOutputSlots[] = {required("out", EDGE_FLOAT), optional("sum
 constexpr edge_attribute kAttributeSlots[] = {number("rows"), choice("activations"), choice("norm"), choice("epilogue"),
                                               epsilon()};
 
+bool in_range(const double* attributes) {
+  return is_whole(attributes[kRows], 1, UINT32_MAX) && is_whole(attributes[kActivations], 0, EDGE_F32) &&
+         is_whole(attributes[kNorm], 0, EDGE_LAYER_NORM) && is_whole(attributes[kEpilogue], 0, EDGE_GELU_TANH_GATED);
+}
+
 edge_status check(const double* attributes, const edge_tensor* inputs) {
-  return check_weight(inputs[kWeight], attributes[kRows], 0);
+  return in_range(attributes) ? check_weight(inputs[kWeight], attributes[kRows], 0) : EDGE_BAD_ARGUMENT;
 }
 
 edge_status shapes(const double* attributes, const edge_tensor* inputs, edge_tensor* outputs) {
   const edge_tensor& x = inputs[kX];
   if (!types_fit(kInputSlots, kInputs, inputs) || x.rank == 0) return EDGE_BAD_ARGUMENT;
-  const bool known = is_whole(attributes[kRows], 1, UINT32_MAX) && is_whole(attributes[kActivations], 0, EDGE_F32) &&
-                     is_whole(attributes[kNorm], 0, EDGE_LAYER_NORM) &&
-                     is_whole(attributes[kEpilogue], 0, EDGE_GELU_TANH_GATED);
-  if (!known) return EDGE_BAD_ARGUMENT;
+  if (!in_range(attributes)) return EDGE_BAD_ARGUMENT;
   const int64_t rows = static_cast<int64_t>(attributes[kRows]), columns = x.dims[x.rank - 1];
   const bool gated = attributes[kEpilogue] >= EDGE_SILU_GATED;
   if (gated && rows % 2) return EDGE_BAD_ARGUMENT;
@@ -219,7 +221,7 @@ constexpr edge_slot kOutputSlots[] = {required("out", EDGE_FLOAT)};
 constexpr edge_attribute kAttributeSlots[] = {number("columns")};
 
 edge_status check(const double* attributes, const edge_tensor* inputs) {
-  return check_weight(inputs[kWeight], 0, attributes[0]);
+  return is_whole(attributes[0], 1, UINT32_MAX) ? check_weight(inputs[kWeight], 0, attributes[0]) : EDGE_BAD_ARGUMENT;
 }
 
 edge_status shapes(const double* attributes, const edge_tensor* inputs, edge_tensor* outputs) {

@@ -1,6 +1,7 @@
 // Compiled, never run: ort_abi.h against ONNX Runtime's own header. A slot with a wrong number is a compile error.
 #include <onnxruntime_c_api.h>
 
+#include "edge_kernels.h"
 #include "ort_abi.h"
 
 #define EDGE_ORT_SLOT(number, name, result, ...) \
@@ -11,13 +12,16 @@ EDGE_ORT_SLOTS
 static_assert(ORT_API_VERSION >= edge::ort::kApiVersion, "a header older than the ABI in use can't check it");
 static_assert(offsetof(OrtApiBase, GetApi) == offsetof(edge::ort::ApiBase, GetApi), "");
 static_assert(int{ORT_FAIL} == edge::ort::kFail && int{ORT_INVALID_ARGUMENT} == edge::ort::kInvalidArgument, "");
-static_assert(int{ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED} == edge::ort::kUndefined, "");
-static_assert(int{ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT} == edge::ort::kFloat, "");
-static_assert(int{ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8} == edge::ort::kUint8, "");
-static_assert(int{ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64} == edge::ort::kInt64, "");
+static_assert(int{ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED} == 0, "");
+static_assert(int{ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT} == EDGE_FLOAT, "");
+static_assert(int{ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8} == EDGE_UINT8, "");
+static_assert(int{ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32} == EDGE_INT32, "");
+static_assert(int{ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64} == EDGE_INT64, "");
 static_assert(int{INPUT_OUTPUT_REQUIRED} == edge::ort::kRequired, "");
 static_assert(int{INPUT_OUTPUT_OPTIONAL} == edge::ort::kOptional, "");
-static_assert(int{ORT_OP_ATTR_INT} == edge::ort::kAttributeInt && int{OrtMemTypeDefault} == 0, "");
+static_assert(int{ORT_OP_ATTR_INT} == edge::ort::kAttributeInt && int{ORT_OP_ATTR_FLOAT} == edge::ort::kAttributeFloat,
+              "");
+static_assert(int{OrtMemTypeDefault} == 0, "");
 
 #define SAME_PLACE(member) \
   static_assert(offsetof(OrtCustomOp, member) == offsetof(edge::ort::CustomOp, member), #member)

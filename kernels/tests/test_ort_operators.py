@@ -1,4 +1,4 @@
-"""edge::LinearAffine and edge::EmbeddingAffine inside ONNX Runtime."""
+"""The operators of the kernels' table inside ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 
 from edge.core.weight import Affine
 from edge.kernels import ort_library_path, pack, reference
+from edge.kernels.lib import ACTIVATIONS
 
 ENCODINGS = [Affine(4, 64), Affine(2, 32, "zero_point"), Affine(3, 128), Affine(8, 0)]
 
@@ -23,10 +24,10 @@ def model(node, inputs, output_type=TensorProto.FLOAT, constants=()):
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def linear_model(packed, rows, columns, *, bias=None, constant=True, dims=("batch", "tokens"), **attributes):
-    attributes = {"N": rows, "K": columns, "activations": "a8", **attributes}
+def linear_model(packed, count, columns, *, bias=None, constant=True, dims=("batch", "tokens"), **attributes):
+    attributes = {"rows": count, **attributes}
     names = ["x", "w"] + (["b"] if bias is not None else [])
-    node = helper.make_node("LinearAffine", names, ["y"], "layers.3.down", domain="edge", **attributes)
+    node = helper.make_node("Linear", names, ["y"], "layers.3.down", domain="edge", **attributes)
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [*dims, columns])]
     constants = [("b", bias)] if bias is not None else []
     if constant:
@@ -36,8 +37,8 @@ def linear_model(packed, rows, columns, *, bias=None, constant=True, dims=("batc
     return model(node, inputs, constants=constants)
 
 
-def embedding_model(packed, hidden):
-    node = helper.make_node("EmbeddingAffine", ["ids", "w"], ["y"], domain="edge", hidden=hidden)
+def embedding_model(packed, columns):
+    node = helper.make_node("Embedding", ["ids", "w"], ["y"], domain="edge", columns=columns)
     ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "tokens"])
     return model(node, [ids], constants=[("w", packed)])
 
@@ -59,7 +60,8 @@ def random_x(*shape) -> np.ndarray:
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
 def test_linear_equals_the_reference(make_tensor, encoding, activations, threads):
     packed, bias = pack(make_tensor(500, 260, encoding)), random_x(500)
-    session = open_session(linear_model(packed, 500, 260, bias=bias, activations=activations), threads)
+    source = linear_model(packed, 500, 260, bias=bias, activations=ACTIVATIONS[activations])
+    session = open_session(source, threads)
     assert session.get_outputs()[0].shape == ["batch", "tokens", 500]
     for shape in ((1, 1, 260), (2, 17, 260), (0, 3, 260)):
         x = random_x(*shape)
@@ -92,11 +94,13 @@ def test_weights_as_an_input_are_checked_when_they_come(make_tensor):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"N": 71}, "attribute N differs"),
-        ({"K": 65}, "attribute K"),
-        ({"N": -1}, "attribute N differs"),
-        ({"activations": "a9"}, 'must be "a8" or "f32"'),
-        ({"activations": "a8 and more than that"}, 'must be "a8" or "f32"'),
+        ({"rows": 71}, "has the wrong size"),
+        ({"rows": -1}, "has the wrong size"),
+        ({"rows": 70.0}, "an integer attribute"),
+        ({"activations": 2}, "has the wrong size"),
+        ({"activations": "a8"}, "an integer attribute"),
+        ({"epilogue": 6}, "has the wrong size"),
+        ({"epsilon": 1}, "a float attribute"),
     ],
 )
 def test_wrong_attributes_are_errors(make_tensor, change, message):
@@ -110,7 +114,7 @@ def test_wrong_inputs_are_errors(make_tensor):
     session = open_session(linear_model(packed, 70, 64, dims=(None, None)))
     with pytest.raises(Exception, match=r"x|[Ii]nvalid"):
         session.run(None, {"x": random_x(1, 2, 63)})
-    with pytest.raises(Exception, match=r"bias must be float \[N\]"):
+    with pytest.raises(Exception, match=r"'layers.3.down'.*has the wrong size"):
         open_session(linear_model(packed, 70, 64, bias=random_x(69))).run(None, {"x": random_x(1, 2, 64)})
     damaged = packed.copy()
     damaged[-1] ^= 128
@@ -128,6 +132,23 @@ def test_embedding_equals_dequantize(make_tensor, encoding):
     for bad in (-1, 77):
         with pytest.raises(Exception, match="row that is not there"):
             session.run(None, {"ids": np.array([[bad]])})
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["x"], "layers.3.down"),
+        (["x", ""], "layers.3.down"),
+        (["x", "x"], "node .layers.3.down. is invalid"),
+        (["x", "w", "w"], "node .layers.3.down. is invalid"),
+    ],
+)
+def test_absent_inputs_and_wrong_types_name_the_node(make_tensor, names, message):
+    wrong = linear_model(pack(make_tensor(70, 64, Affine(4, 64))), 70, 64)
+    del wrong.graph.node[0].input[:]
+    wrong.graph.node[0].input.extend(names)
+    with pytest.raises(Exception, match=message):
+        open_session(wrong).run(None, {"x": random_x(1, 2, 64)})
 
 
 def test_many_sessions_share_the_operators(make_tensor):

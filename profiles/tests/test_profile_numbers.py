@@ -57,9 +57,9 @@ def test_summary():
 
 
 ROWS = [
-    OperatorTime("a", "LinearAffine", "model.layers.0.mlp.down_proj", 10, 300),
-    OperatorTime("b", "LinearAffine", "model.layers.11.mlp.down_proj", 10, 500),
-    OperatorTime("c", "LinearAffine", "lm_head", 10, 100),
+    OperatorTime("a", "Linear", "model.layers.0.mlp.down_proj", 10, 300),
+    OperatorTime("b", "Linear", "model.layers.11.mlp.down_proj", 10, 500),
+    OperatorTime("c", "Linear", "lm_head", 10, 100),
     OperatorTime("d", "Add", "", 10, 60),
     OperatorTime("e", "GroupQueryAttention", "transformer.h.3", 10, 40),
 ]
@@ -75,7 +75,7 @@ def test_operators_are_grouped_by_kind_type_and_layer():
     ]
     assert kinds[0].step_ns == 80 and kinds[0].share == 0.8
     slowest = operators.by_operator(ROWS)[0]
-    assert (slowest.name, slowest.total_ns) == ("LinearAffine", 900)
+    assert (slowest.name, slowest.total_ns) == ("Linear", 900)
     assert operators.by_layer(ROWS)[0].name == "model.layers.11.mlp.down_proj"
     assert sum(s.share for s in operators.by_layer(ROWS)) == pytest.approx(1)
     assert operators.by_kind([]) == []

@@ -93,13 +93,13 @@ def _operators(step_ms):
         for i in range(30)
         for part, us in LAYER_US.items()
     ]
-    return [*rows, OperatorTime("/head", "LinearAffine", "lm_head", 191, int(191e3 * 620 * step_ms / 5))]
+    return [*rows, OperatorTime("/head", "Linear", "lm_head", 191, int(191e3 * 620 * step_ms / 5))]
 
 
 def _operator(part):
     if part == "self_attn":
         return "GroupQueryAttention"
-    return "SkipSimplifiedLayerNormalization" if part.endswith("norm") else "LinearAffine"
+    return "SkipSimplifiedLayerNormalization" if part.endswith("norm") else "Linear"
 
 
 def _memory(random, memory_mb):

@@ -1,7 +1,5 @@
-// ONNX Runtime custom operators over the kernels, domain "edge":
-//   LinearAffine(x float [.., K], weight uint8 [bytes], bias? float [N]) -> float [.., N]   N, K: int; activations:
-//   string EmbeddingAffine(ids int64 [..], weight uint8 [bytes]) -> float [.., hidden]              hidden: int
-// Packed weights that are constants of the graph are used where the runtime mapped them; they are verified once.
+// ONNX Runtime custom operators, domain "edge": all operators of the kernels' table, by their names there.
+// Inputs that are constants of the graph are used where the runtime mapped them; weights among them are checked once.
 #include "edge_kernels.h"
 #include "ort_abi.h"
 #include "support.h"
@@ -9,26 +7,21 @@
 namespace edge::ort {
 namespace {
 
-constexpr size_t kMaxDims = 8;
-
 // Returns from the enclosing function with the error of a call that failed.
 #define EDGE_ORT_TRY(call) \
   if (Status* failure = (call)) return failure
 
-struct Tensor {
-  ElementType type = kUndefined;
-  void* data = nullptr;  // null for an optional input that is not there
-  size_t count = 0;
-  size_t rank = 0;
-  int64_t dims[kMaxDims];
+struct Operator : CustomOp {
+  const edge_operator* entry;
 };
 
 struct Kernel {
   Api api;
-  bool embedding;
-  int64_t rows, columns;
-  edge_activations activations;
-  uint32_t verified;  // the weights' checksum was found right; set once, by any thread
+  const edge_operator* entry;
+  double attributes[EDGE_MAX_SLOTS];
+  edge_tensor constants[EDGE_MAX_SLOTS];  // of the graph; inputs that come with each run are absent here
+  size_t inputs, outputs;                 // that the node has
+  uint32_t checked;                       // the weights; set once, by any thread
 };
 
 Status* error(const Api& api, const char* text) {
@@ -36,43 +29,32 @@ Status* error(const Api& api, const char* text) {
 }
 
 Status* error(const Api& api, edge_status status) {
-  return status == EDGE_OK ? nullptr : api.CreateStatus(kInvalidArgument, edge_status_text(status));
+  return status == EDGE_OK ? nullptr : error(api, edge_status_text(status));
 }
 
-Status* shape_of(const Api& api, const ShapeInfo* info, Tensor* out) {
-  EDGE_ORT_TRY(api.GetTensorElementType(info, &out->type));
-  EDGE_ORT_TRY(api.GetTensorShapeElementCount(info, &out->count));
-  EDGE_ORT_TRY(api.GetDimensionsCount(info, &out->rank));
-  if (out->rank > kMaxDims) return error(api, "edge: a tensor has more than 8 dimensions");
-  return api.GetDimensions(info, out->dims, out->rank);
+Status* read_shape(const Api& api, const ShapeInfo* info, edge_tensor* out) {
+  size_t rank = 0;
+  EDGE_ORT_TRY(api.GetDimensionsCount(info, &rank));
+  if (rank > EDGE_MAX_RANK) return error(api, "a tensor has more than 8 dimensions");
+  out->rank = static_cast<int32_t>(rank);
+  return api.GetDimensions(info, out->dims, rank);
 }
 
-Status* read(const Api& api, const Value* value, Tensor* out) {
+// ONNX Runtime holds tensors to the operator's types before it runs anything.
+Status* read(const Api& api, const Value* value, int32_t type, edge_tensor* out) {
   if (!value) return nullptr;
   ShapeInfo* info = nullptr;
+  out->type = type;
   EDGE_ORT_TRY(api.GetTensorTypeAndShape(value, &info));
-  Status* failure = shape_of(api, info, out);
+  Status* failure = read_shape(api, info, out);
   api.ReleaseTensorTypeAndShapeInfo(info);
-  if (failure) return failure;
-  return api.GetTensorMutableData(const_cast<Value*>(value), &out->data);
+  return failure ? failure : api.GetTensorMutableData(const_cast<Value*>(value), &out->data);
 }
 
-Status* input(const Api& api, const KernelContext* context, size_t index, Tensor* out) {
-  const Value* value = nullptr;
-  EDGE_ORT_TRY(api.KernelContext_GetInput(context, index, &value));
-  return read(api, value, out);
-}
-
-Status* output(const Api& api, KernelContext* context, const int64_t* dims, size_t rank, Tensor* out) {
-  Value* value = nullptr;
-  EDGE_ORT_TRY(api.KernelContext_GetOutput(context, 0, dims, rank, &value));
-  return read(api, value, out);
-}
-
-// ---- Threads: chunks of work on the pool of the session ------------------------------------------------------------
+// ---- Running -------------------------------------------------------------------------------------------------------
 
 struct Pool {
-  Api api;
+  const Api& api;
   const KernelContext* context;
   Status* failure;
 };
@@ -85,105 +67,83 @@ void run_on_pool(void* host, size_t count, void (*task)(void* work, size_t index
   pool->failure = failure;
 }
 
-// ---- Kernels -------------------------------------------------------------------------------------------------------
-
-// Weights must be what the node's attributes say. Their checksum is taken the first time only.
-Status* check_weight(Kernel* kernel, const Tensor& weight) {
-  if (weight.type != kUint8 || weight.rank != 1) return error(kernel->api, "edge: weight must be uint8 [bytes]");
-  edge_packed_header header;
-  EDGE_ORT_TRY(error(kernel->api, edge_check(weight.data, weight.count, &header)));
-  if (header.rows != kernel->rows && !(kernel->embedding && kernel->rows == 0)) {
-    return error(kernel->api, "edge: attribute N differs from the rows of the packed weight");
-  }
-  if (header.columns != kernel->columns) {
-    return error(kernel->api, "edge: attribute K (or hidden) differs from the columns of the packed weight");
-  }
-  if (__atomic_load_n(&kernel->verified, __ATOMIC_RELAXED)) return nullptr;
-  EDGE_ORT_TRY(error(kernel->api, edge_verify(weight.data, weight.count)));
-  __atomic_store_n(&kernel->verified, 1u, __ATOMIC_RELAXED);
+Status* check(Kernel* kernel, const edge_tensor* inputs) {
+  if (__atomic_load_n(&kernel->checked, __ATOMIC_RELAXED)) return nullptr;
+  EDGE_ORT_TRY(error(kernel->api, kernel->entry->check(kernel->attributes, inputs)));
+  bool all = true;
+  for (int32_t i = 0; i < kernel->entry->input_count; ++i) all &= !kernel->entry->inputs[i].packed || inputs[i].type;
+  __atomic_store_n(&kernel->checked, all, __ATOMIC_RELAXED);
   return nullptr;
 }
 
-Status* compute_linear(Kernel* kernel, KernelContext* context) {
+Status* compute(void* argument, KernelContext* context) {
+  Kernel* kernel = static_cast<Kernel*>(argument);
   const Api& api = kernel->api;
-  Tensor x, weight, bias, out;
-  size_t inputs = 0;
-  EDGE_ORT_TRY(input(api, context, 0, &x));
-  EDGE_ORT_TRY(input(api, context, 1, &weight));
-  EDGE_ORT_TRY(api.KernelContext_GetInputCount(context, &inputs));
-  if (inputs > 2) EDGE_ORT_TRY(input(api, context, 2, &bias));
-  EDGE_ORT_TRY(check_weight(kernel, weight));
-  if (x.type != kFloat || x.rank == 0 || x.dims[x.rank - 1] != kernel->columns) {
-    return error(api, "edge: x must be float with a last dimension of K");
+  const edge_operator& entry = *kernel->entry;
+  edge_tensor inputs[EDGE_MAX_SLOTS], outputs[EDGE_MAX_SLOTS];
+  memcpy(inputs, kernel->constants, entry.input_count * sizeof(edge_tensor));
+  for (size_t i = 0; i < kernel->inputs; ++i) {
+    const Value* value = nullptr;
+    if (inputs[i].type) continue;
+    EDGE_ORT_TRY(api.KernelContext_GetInput(context, i, &value));
+    EDGE_ORT_TRY(read(api, value, entry.inputs[i].type, &inputs[i]));
   }
-  if (bias.data && (bias.type != kFloat || bias.rank != 1 || bias.dims[0] != kernel->rows)) {
-    return error(api, "edge: bias must be float [N]");
+  EDGE_ORT_TRY(check(kernel, inputs));
+  EDGE_ORT_TRY(error(api, entry.shapes(kernel->attributes, inputs, outputs)));
+  for (size_t i = 0; i < static_cast<size_t>(entry.output_count); ++i) {
+    Value* value = nullptr;
+    edge_tensor& out = outputs[i];
+    if (out.type && i < kernel->outputs) {
+      EDGE_ORT_TRY(api.KernelContext_GetOutput(context, i, out.dims, static_cast<size_t>(out.rank), &value));
+    }
+    if (value) {
+      EDGE_ORT_TRY(api.GetTensorMutableData(value, &out.data));
+    } else {
+      out = {};
+    }
   }
-  x.dims[x.rank - 1] = kernel->rows;
-  EDGE_ORT_TRY(output(api, context, x.dims, x.rank, &out));
   Pool pool = {api, context, nullptr};
   const edge_parallel parallel = {&pool, run_on_pool, 0};
-  edge_linear_task task = {};
-  task.packed = weight.data;
-  task.packed_bytes = weight.count;
-  task.activations = kernel->activations;
-  task.x = {static_cast<const float*>(x.data), x.count};
-  task.bias = {static_cast<const float*>(bias.data), bias.count};
-  task.out = {static_cast<float*>(out.data), out.count};
-  const edge_status status = edge_linear(&task, &parallel);
+  const edge_status status = entry.run(kernel->attributes, inputs, outputs, &parallel);
   return pool.failure ? pool.failure : error(api, status);
 }
 
-Status* compute_embedding(Kernel* kernel, KernelContext* context) {
-  const Api& api = kernel->api;
-  Tensor ids, weight, out;
-  EDGE_ORT_TRY(input(api, context, 0, &ids));
-  EDGE_ORT_TRY(input(api, context, 1, &weight));
-  EDGE_ORT_TRY(check_weight(kernel, weight));
-  if (ids.type != kInt64 || ids.rank == kMaxDims) return error(api, "edge: ids must be int64 of at most 7 dimensions");
-  ids.dims[ids.rank] = kernel->columns;
-  EDGE_ORT_TRY(output(api, context, ids.dims, ids.rank + 1, &out));
-  return error(api, edge_embedding(weight.data, weight.count, static_cast<const int64_t*>(ids.data), ids.count,
-                                   static_cast<float*>(out.data), out.count));
+// ---- Making a kernel -----------------------------------------------------------------------------------------------
+
+bool succeeds(const Api& api, Status* failure) {
+  if (failure) api.ReleaseStatus(failure);
+  return !failure;
 }
 
-Status* compute(void* kernel, KernelContext* context) {
-  Kernel* self = static_cast<Kernel*>(kernel);
-  return self->embedding ? compute_embedding(self, context) : compute_linear(self, context);
-}
-
-Status* read_activations(const Api& api, const KernelInfo* info, edge_activations* out) {
-  char text[8] = {};
-  size_t bytes = sizeof(text);
-  if (Status* failure = api.KernelInfoGetAttribute_string(info, "activations", text, &bytes)) {
-    api.ReleaseStatus(failure);  // absent or too long: the message below says what is wanted
-  }
-  const bool a8 = text[0] == 'a' && text[1] == '8' && !text[2];
-  const bool f32 = text[0] == 'f' && text[1] == '3' && text[2] == '2' && !text[3];
-  *out = a8 ? EDGE_A8 : EDGE_F32;
-  return a8 || f32 ? nullptr : error(api, "edge: attribute activations must be \"a8\" or \"f32\"");
-}
-
-Status* check_constant_weight(Kernel* kernel, const KernelInfo* info) {
-  int is_constant = 0;
-  const Value* value = nullptr;
-  Tensor weight;
-  EDGE_ORT_TRY(kernel->api.KernelInfoGetConstantInput_tensor(info, 1, &is_constant, &value));
-  if (!is_constant || !value) return nullptr;  // checked when it comes
-  EDGE_ORT_TRY(read(kernel->api, value, &weight));
-  return check_weight(kernel, weight);
+Status* read_attribute(const Api& api, const KernelInfo* info, const edge_attribute& attribute, double* out) {
+  int64_t whole = 0;
+  float real = 0;
+  size_t bytes = 0;
+  const bool is_whole = succeeds(api, api.KernelInfoGetAttribute_int64(info, attribute.name, &whole));
+  const bool is_real = succeeds(api, api.KernelInfoGetAttribute_float(info, attribute.name, &real));
+  const bool is_text = succeeds(api, api.KernelInfoGetAttribute_string(info, attribute.name, nullptr, &bytes));
+  *out = is_whole ? static_cast<double>(whole) : is_real ? static_cast<double>(real) : attribute.value;
+  if (attribute.is_float ? is_real : is_whole) return nullptr;
+  if (!attribute.required && !is_whole && !is_real && !is_text) return nullptr;
+  return error(api, attribute.is_float ? "a float attribute is missing or has another type"
+                                       : "an integer attribute is missing or has another type");
 }
 
 Status* set_up(Kernel* kernel, const KernelInfo* info) {
   const Api& api = kernel->api;
-  if (kernel->embedding) {
-    EDGE_ORT_TRY(api.KernelInfoGetAttribute_int64(info, "hidden", &kernel->columns));
-  } else {
-    EDGE_ORT_TRY(api.KernelInfoGetAttribute_int64(info, "N", &kernel->rows));
-    EDGE_ORT_TRY(api.KernelInfoGetAttribute_int64(info, "K", &kernel->columns));
-    EDGE_ORT_TRY(read_activations(api, info, &kernel->activations));
+  const edge_operator& entry = *kernel->entry;
+  for (int32_t i = 0; i < entry.attribute_count; ++i) {
+    EDGE_ORT_TRY(read_attribute(api, info, entry.attributes[i], &kernel->attributes[i]));
   }
-  return check_constant_weight(kernel, info);
+  EDGE_ORT_TRY(api.KernelInfo_GetInputCount(info, &kernel->inputs));
+  EDGE_ORT_TRY(api.KernelInfo_GetOutputCount(info, &kernel->outputs));
+  for (size_t i = 0; i < kernel->inputs; ++i) {
+    int is_constant = 0;
+    const Value* value = nullptr;
+    EDGE_ORT_TRY(api.KernelInfoGetConstantInput_tensor(info, i, &is_constant, &value));
+    if (is_constant) EDGE_ORT_TRY(read(api, value, entry.inputs[i].type, &kernel->constants[i]));
+  }
+  return check(kernel, kernel->constants);
 }
 
 // Appends `text` to the line that ends at `*end` of a buffer of `size` bytes, cut where it is full.
@@ -200,19 +160,19 @@ Status* with_node_name(const Api& api, const KernelInfo* info, Status* failure) 
     api.ReleaseStatus(unnamed);  // none, or too long to show
     return failure;
   }
-  append(line, sizeof(line), &end, "node '");
-  append(line, sizeof(line), &end, name);
-  append(line, sizeof(line), &end, "': ");
-  append(line, sizeof(line), &end, api.GetErrorMessage(failure));
+  const char* const parts[] = {"node '", name, "': ", api.GetErrorMessage(failure)};
+  for (const char* part : parts) append(line, sizeof(line), &end, part);
   api.ReleaseStatus(failure);
   return error(api, line);
 }
 
-Status* create(bool embedding, void* const* table, const KernelInfo* info, void** out) {
+Status* create(const CustomOp* op, void* const* table, const KernelInfo* info, void** out) {
   const Api api = {table};
   Kernel* kernel = static_cast<Kernel*>(malloc(sizeof(Kernel)));
   if (!kernel) return error(api, EDGE_OUT_OF_MEMORY);
-  *kernel = {api, embedding, 0, 0, EDGE_A8, 0};
+  memset(static_cast<void*>(kernel), 0, sizeof(Kernel));
+  kernel->api = api;
+  kernel->entry = static_cast<const Operator*>(op)->entry;
   if (Status* failure = set_up(kernel, info)) {
     free(kernel);
     return with_node_name(api, info, failure);
@@ -223,99 +183,158 @@ Status* create(bool embedding, void* const* table, const KernelInfo* info, void*
 
 // ---- Shape inference -----------------------------------------------------------------------------------------------
 
-// Set the output's shape: that of the first input with `last` as its last dimension, or appended after it.
-Status* set_shape(const Api& api, ShapeContext* context, const ShapeInfo* in, bool append, int64_t last) {
-  Tensor shape;
-  const char* names[kMaxDims] = {};
-  EDGE_ORT_TRY(api.GetDimensionsCount(in, &shape.rank));
-  if (shape.rank + append > kMaxDims || shape.rank + append == 0) return nullptr;  // the kernel refuses it
-  EDGE_ORT_TRY(api.GetDimensions(in, shape.dims, shape.rank));
-  EDGE_ORT_TRY(api.GetSymbolicDimensions(in, names, shape.rank));
-  shape.rank += append;
-  shape.dims[shape.rank - 1] = last;
-  names[shape.rank - 1] = "";
+// The API table as RegisterCustomOps got it: ONNX Runtime passes none to shape inference.
+void* const* registered_table;
+
+// Dimensions that are unknown go through the operator's `shapes` as numbers below 0, each with its symbol.
+struct Shapes {
+  edge_tensor inputs[EDGE_MAX_SLOTS], outputs[EDGE_MAX_SLOTS];
+  const char* symbols[EDGE_MAX_SLOTS * EDGE_MAX_RANK];
+};
+
+double infer_attribute(const Api& api, ShapeContext* context, const edge_attribute& attribute) {
+  const Attribute* found = nullptr;
+  int64_t whole = 0;
+  float real = 0;
+  size_t used = 0;
+  void* out = attribute.is_float ? static_cast<void*>(&real) : &whole;
+  const AttributeType type = attribute.is_float ? kAttributeFloat : kAttributeInt;
+  Status* failure = api.ShapeInferContext_GetAttribute(context, attribute.name, &found);
+  if (!failure && found) failure = api.ReadOpAttr(found, type, out, attribute.is_float ? 4 : 8, &used);
+  if (!succeeds(api, failure) || !used) return attribute.value;
+  return attribute.is_float ? static_cast<double>(real) : static_cast<double>(whole);
+}
+
+Status* infer_input(const Api& api, ShapeContext* context, size_t index, Shapes* shapes) {
+  ShapeInfo* info = nullptr;  // belongs to the context
+  edge_tensor& tensor = shapes->inputs[index];
+  const char** symbols = shapes->symbols + index * EDGE_MAX_RANK;
+  EDGE_ORT_TRY(api.ShapeInferContext_GetInputTypeShape(context, index, &info));
+  EDGE_ORT_TRY(read_shape(api, info, &tensor));
+  EDGE_ORT_TRY(api.GetSymbolicDimensions(info, symbols, static_cast<size_t>(tensor.rank)));
+  EDGE_ORT_TRY(api.GetTensorElementType(info, &tensor.type));  // an input that isn't there has none
+  for (int32_t i = 0; i < tensor.rank; ++i) {
+    if (tensor.dims[i] < 0) tensor.dims[i] = -1 - static_cast<int64_t>(index * EDGE_MAX_RANK) - i;
+  }
+  return nullptr;
+}
+
+Status* infer_output(const Api& api, ShapeContext* context, size_t index, Shapes* shapes) {
+  const char* symbols[EDGE_MAX_RANK];
+  edge_tensor& tensor = shapes->outputs[index];
+  for (int32_t i = 0; i < tensor.rank; ++i) {
+    symbols[i] = tensor.dims[i] < 0 ? shapes->symbols[-1 - tensor.dims[i]] : "";
+    if (tensor.dims[i] < 0) tensor.dims[i] = -1;
+  }
   ShapeInfo* info = nullptr;
+  const size_t rank = static_cast<size_t>(tensor.rank);
   EDGE_ORT_TRY(api.CreateTensorTypeAndShapeInfo(&info));
-  Status* failure = api.SetTensorElementType(info, kFloat);
-  if (!failure) failure = api.SetDimensions(info, shape.dims, shape.rank);
-  if (!failure) failure = api.SetSymbolicDimensions(info, names, shape.rank);
-  if (!failure) failure = api.ShapeInferContext_SetOutputTypeShape(context, 0, info);
+  Status* failure = api.SetTensorElementType(info, static_cast<ElementType>(tensor.type));
+  if (!failure) failure = api.SetDimensions(info, tensor.dims, rank);
+  if (!failure) failure = api.SetSymbolicDimensions(info, symbols, rank);
+  if (!failure) failure = api.ShapeInferContext_SetOutputTypeShape(context, index, info);
   api.ReleaseTensorTypeAndShapeInfo(info);
   return failure;
 }
 
-// The API table as RegisterCustomOps got it: ONNX Runtime passes none to shape inference.
-void* const* registered_table;
-
-Status* infer(ShapeContext* context, const char* attribute_name, bool append) {
+Status* infer(const CustomOp* op, ShapeContext* context) {
   const Api api = {__atomic_load_n(&registered_table, __ATOMIC_ACQUIRE)};
-  const Attribute* attribute = nullptr;
-  int64_t last = 0;
-  size_t used = 0;
-  EDGE_ORT_TRY(api.ShapeInferContext_GetAttribute(context, attribute_name, &attribute));
-  EDGE_ORT_TRY(api.ReadOpAttr(attribute, kAttributeInt, static_cast<void*>(&last), sizeof(last), &used));
-  ShapeInfo* in = nullptr;
-  EDGE_ORT_TRY(api.ShapeInferContext_GetInputTypeShape(context, 0, &in));
-  return set_shape(api, context, in, append, last);  // `in` belongs to the context
+  const edge_operator& entry = *static_cast<const Operator*>(op)->entry;
+  Shapes shapes = {};
+  double attributes[EDGE_MAX_SLOTS];
+  for (int32_t i = 0; i < entry.attribute_count; ++i) {
+    attributes[i] = infer_attribute(api, context, entry.attributes[i]);
+  }
+  size_t inputs = 0;
+  EDGE_ORT_TRY(api.ShapeInferContext_GetInputCount(context, &inputs));
+  for (size_t i = 0; i < inputs; ++i) EDGE_ORT_TRY(infer_input(api, context, i, &shapes));
+  if (entry.shapes(attributes, shapes.inputs, shapes.outputs) != EDGE_OK) return nullptr;  // the kernel refuses them
+  for (size_t i = 0; i < static_cast<size_t>(entry.output_count); ++i) {
+    if (!shapes.outputs[i].type) continue;
+    Status* failure = infer_output(api, context, i, &shapes);
+    if (failure && !entry.outputs[i].optional) return failure;
+    succeeds(api, failure);  // or the node doesn't have this output
+  }
+  return nullptr;
 }
 
-// ---- The two operators ---------------------------------------------------------------------------------------------
+// ---- Registration --------------------------------------------------------------------------------------------------
 
-template <bool Embedding>
-struct Operator : CustomOp {
-  constexpr Operator() : CustomOp{} {
-    version = kApiVersion;
-    GetName = [](const CustomOp*) { return Embedding ? "EmbeddingAffine" : "LinearAffine"; };
-    GetExecutionProviderType = [](const CustomOp*) { return "CPUExecutionProvider"; };
-    GetInputType = [](const CustomOp*, size_t index) {
-      return index == 1 ? kUint8 : index == 0 && Embedding ? kInt64 : kFloat;
-    };
-    GetInputTypeCount = [](const CustomOp*) -> size_t { return Embedding ? 2 : 3; };
-    GetOutputType = [](const CustomOp*, size_t) { return kFloat; };
-    GetOutputTypeCount = [](const CustomOp*) -> size_t { return 1; };
-    KernelDestroy = [](void* kernel) { free(kernel); };
-    GetInputCharacteristic = [](const CustomOp*, size_t index) { return index == 2 ? kOptional : kRequired; };
-    GetOutputCharacteristic = [](const CustomOp*, size_t) { return kRequired; };
-    GetInputMemoryType = [](const CustomOp*, size_t) { return 0; };
-    GetVariadicInputMinArity = [](const CustomOp*) { return 1; };
-    GetVariadicInputHomogeneity = [](const CustomOp*) { return 1; };
-    GetVariadicOutputMinArity = [](const CustomOp*) { return 1; };
-    GetVariadicOutputHomogeneity = [](const CustomOp*) { return 1; };
-    CreateKernelV2 = [](const CustomOp*, void* const* table, const KernelInfo* info, void** kernel) {
-      return create(Embedding, table, info, kernel);
-    };
-    KernelComputeV2 = compute;
-    InferOutputShapeFn = [](const CustomOp*, ShapeContext* context) {
-      return infer(context, Embedding ? "hidden" : "N", Embedding);
-    };
-    GetStartVersion = [](const CustomOp*) { return 1; };
-    GetEndVersion = [](const CustomOp*) { return INT32_MAX; };
-  }
+const edge_slot& slot(const CustomOp* op, bool of_input, size_t index) {
+  const edge_operator& entry = *static_cast<const Operator*>(op)->entry;
+  return of_input ? entry.inputs[index] : entry.outputs[index];
+}
+
+void describe(const edge_operator* entry, Operator* op) {
+  *op = {};
+  op->entry = entry;
+  op->version = kApiVersion;
+  op->GetName = [](const CustomOp* self) { return static_cast<const Operator*>(self)->entry->name; };
+  op->GetExecutionProviderType = [](const CustomOp*) { return "CPUExecutionProvider"; };
+  op->GetInputType = [](const CustomOp* self, size_t i) { return static_cast<ElementType>(slot(self, true, i).type); };
+  op->GetOutputType = [](const CustomOp* self, size_t i) {
+    return static_cast<ElementType>(slot(self, false, i).type);
+  };
+  op->GetInputTypeCount = [](const CustomOp* self) {
+    return static_cast<size_t>(static_cast<const Operator*>(self)->entry->input_count);
+  };
+  op->GetOutputTypeCount = [](const CustomOp* self) {
+    return static_cast<size_t>(static_cast<const Operator*>(self)->entry->output_count);
+  };
+  op->GetInputCharacteristic = [](const CustomOp* self, size_t i) {
+    return slot(self, true, i).optional ? kOptional : kRequired;
+  };
+  op->GetOutputCharacteristic = [](const CustomOp* self, size_t i) {
+    return slot(self, false, i).optional ? kOptional : kRequired;
+  };
+  op->GetInputMemoryType = [](const CustomOp*, size_t) { return 0; };
+  op->GetVariadicInputMinArity = op->GetVariadicInputHomogeneity = [](const CustomOp*) { return 1; };
+  op->GetVariadicOutputMinArity = op->GetVariadicOutputHomogeneity = [](const CustomOp*) { return 1; };
+  op->CreateKernelV2 = create;
+  op->KernelComputeV2 = compute;
+  op->KernelDestroy = [](void* kernel) { free(kernel); };
+  op->InferOutputShapeFn = infer;
+  op->GetStartVersion = [](const CustomOp*) { return 1; };
+  op->GetEndVersion = [](const CustomOp*) { return INT32_MAX; };
+}
+
+// What sessions point to: it lives as long as the process, as none says when it is done.
+struct Registry {
+  Domain* domain;
+  Operator operators[1];  // edge_operator_count() of them
 };
 
-constexpr Operator<false> kLinear;
-constexpr Operator<true> kEmbedding;
-
-Status* make_domain(const Api& api, Domain** out) {
-  EDGE_ORT_TRY(api.CreateCustomOpDomain("edge", out));
-  EDGE_ORT_TRY(api.CustomOpDomain_Add(*out, &kLinear));
-  return api.CustomOpDomain_Add(*out, &kEmbedding);
+Status* make_registry(const Api& api, Registry** out) {
+  const size_t count = edge_operator_count();
+  *out = static_cast<Registry*>(malloc(sizeof(Registry) + count * sizeof(Operator)));
+  if (!*out) return error(api, EDGE_OUT_OF_MEMORY);
+  (*out)->domain = nullptr;
+  EDGE_ORT_TRY(api.CreateCustomOpDomain("edge", &(*out)->domain));
+  for (size_t i = 0; i < count; ++i) {
+    describe(edge_operator_at(i), &(*out)->operators[i]);
+    EDGE_ORT_TRY(api.CustomOpDomain_Add((*out)->domain, &(*out)->operators[i]));
+  }
+  return nullptr;
 }
 
-// One domain for the life of the process: sessions keep a pointer to it and none says when it is done.
-Status* shared_domain(const Api& api, Domain** out) {
-  static Domain* shared;
+void release(const Api& api, Registry* registry) {
+  if (registry && registry->domain) api.ReleaseCustomOpDomain(registry->domain);
+  free(registry);
+}
+
+Status* shared_registry(const Api& api, Registry** out) {
+  static Registry* shared;
   *out = __atomic_load_n(&shared, __ATOMIC_ACQUIRE);
   if (*out) return nullptr;
-  Domain* made = nullptr;
-  if (Status* failure = make_domain(api, &made)) {
-    if (made) api.ReleaseCustomOpDomain(made);
+  Registry* made = nullptr;
+  if (Status* failure = make_registry(api, &made)) {
+    release(api, made);
     return failure;
   }
   if (__atomic_compare_exchange_n(&shared, out, made, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
     *out = made;
   } else {
-    api.ReleaseCustomOpDomain(made);  // another thread was first; `out` holds its domain
+    release(api, made);  // another thread was first; `out` holds its own
   }
   return nullptr;
 }
@@ -334,7 +353,7 @@ extern "C" EDGE_API edge::ort::Status* RegisterCustomOps(edge::ort::SessionOptio
   }
   const Api api = {table};
   __atomic_store_n(&registered_table, table, __ATOMIC_RELEASE);
-  Domain* domain = nullptr;
-  EDGE_ORT_TRY(shared_domain(api, &domain));
-  return api.AddCustomOpDomain(options, domain);
+  Registry* registry = nullptr;
+  EDGE_ORT_TRY(shared_registry(api, &registry));
+  return api.AddCustomOpDomain(options, registry->domain);
 }

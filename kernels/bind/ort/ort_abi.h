@@ -23,9 +23,9 @@ struct SessionOptions;
 struct CustomOp;
 
 enum ErrorCode { kFail = 1, kInvalidArgument = 2 };
-enum ElementType { kUndefined = 0, kFloat = 1, kUint8 = 2, kInt64 = 7 };
+using ElementType = int32_t;  // edge_type has the same numbers, 0 is none
 enum Characteristic { kRequired = 0, kOptional = 1 };
-enum AttributeType { kAttributeInt = 1 };
+enum AttributeType { kAttributeInt = 1, kAttributeFloat = 3 };
 
 // EDGE_ORT_SLOT(number, name in OrtApi, result, parameters...)
 #define EDGE_ORT_SLOTS                                                                                              \
@@ -42,21 +42,23 @@ enum AttributeType { kAttributeInt = 1 };
   EDGE_ORT_SLOT(61, GetDimensionsCount, Status*, const ShapeInfo* info, size_t* out)                                \
   EDGE_ORT_SLOT(62, GetDimensions, Status*, const ShapeInfo* info, int64_t* dims, size_t count)                     \
   EDGE_ORT_SLOT(63, GetSymbolicDimensions, Status*, const ShapeInfo* info, const char** names, size_t count)        \
-  EDGE_ORT_SLOT(64, GetTensorShapeElementCount, Status*, const ShapeInfo* info, size_t* out)                        \
   EDGE_ORT_SLOT(65, GetTensorTypeAndShape, Status*, const Value* value, ShapeInfo** out)                            \
+  EDGE_ORT_SLOT(85, KernelInfoGetAttribute_float, Status*, const KernelInfo* info, const char* name, float* out)    \
   EDGE_ORT_SLOT(86, KernelInfoGetAttribute_int64, Status*, const KernelInfo* info, const char* name, int64_t* out)  \
   EDGE_ORT_SLOT(87, KernelInfoGetAttribute_string, Status*, const KernelInfo* info, const char* name, char* out,    \
                 size_t* bytes)                                                                                      \
-  EDGE_ORT_SLOT(88, KernelContext_GetInputCount, Status*, const KernelContext* context, size_t* out)                \
   EDGE_ORT_SLOT(90, KernelContext_GetInput, Status*, const KernelContext* context, size_t index, const Value** out) \
   EDGE_ORT_SLOT(91, KernelContext_GetOutput, Status*, KernelContext* context, size_t index, const int64_t* dims,    \
                 size_t count, Value** out)                                                                          \
   EDGE_ORT_SLOT(93, ReleaseStatus, void, Status* status)                                                            \
   EDGE_ORT_SLOT(99, ReleaseTensorTypeAndShapeInfo, void, ShapeInfo* info)                                           \
   EDGE_ORT_SLOT(101, ReleaseCustomOpDomain, void, Domain* domain)                                                   \
+  EDGE_ORT_SLOT(230, KernelInfo_GetInputCount, Status*, const KernelInfo* info, size_t* out)                        \
+  EDGE_ORT_SLOT(231, KernelInfo_GetOutputCount, Status*, const KernelInfo* info, size_t* out)                       \
   EDGE_ORT_SLOT(244, KernelInfo_GetNodeName, Status*, const KernelInfo* info, char* out, size_t* bytes)             \
   EDGE_ORT_SLOT(249, KernelInfoGetConstantInput_tensor, Status*, const KernelInfo* info, size_t index,              \
                 int* is_constant, const Value** out)                                                                \
+  EDGE_ORT_SLOT(267, ShapeInferContext_GetInputCount, Status*, const ShapeContext* context, size_t* out)            \
   EDGE_ORT_SLOT(268, ShapeInferContext_GetInputTypeShape, Status*, const ShapeContext* context, size_t index,       \
                 ShapeInfo** out)                                                                                    \
   EDGE_ORT_SLOT(269, ShapeInferContext_GetAttribute, Status*, const ShapeContext* context, const char* name,        \
