@@ -14,11 +14,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edge.core.concatenate import concatenate_rows
 from edge.core.errors import EdgeError
 from edge.core.target import Kernels
 from edge.core.weight import CompressedTensor, Encoding
 from edge.exporters.onnx.builder import GraphBuilder
-from edge.exporters.onnx.linear import fuse, operators
+from edge.exporters.onnx.linear import operators
 from edge.models.checkpoint import Checkpoint
 from edge.models.spec import Attention, DecoderSpec, Layer, Linear, Mlp, Norm
 from edge.models.torch_model import rope_tables
@@ -212,7 +213,7 @@ class DecoderGraph:
     def _linear(self, name: str, linears: Sequence[Linear], x: ir.Value) -> ir.Value:
         """Matrices with the same input: one product where their encodings agree, else one each and a Concat."""
         tensors = [self._matrix(linear) for linear in linears]
-        fused = fuse(name, tensors)
+        fused = concatenate_rows(f"{name}.weight", tensors)
         if fused is not None:
             return self._product(name, fused, self._bias(name, linears), x)
         products = [self._product(m.name, t, self._bias(m.name, [m]), x) for m, t in zip(linears, tensors, strict=True)]

@@ -8,10 +8,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edge.core.bundle import Manifest
+from edge.core.concatenate import concatenate_rows
 from edge.core.errors import EdgeError
 from edge.core.weight import CompressedTensor, Dense
 from edge.exporters.onnx.decoder import fused_linears
-from edge.exporters.onnx.linear import fuse, operators
+from edge.exporters.onnx.linear import operators
 from edge.models.checkpoint import Checkpoint
 
 
@@ -27,7 +28,7 @@ def codes_equal(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> boo
         return False
     for name, linears in fused_linears(spec):
         tensors = [checkpoint.matrix(linear) for linear in linears]
-        fused = fuse(name, tensors)
+        fused = concatenate_rows(f"{name}.weight", tensors)
         pairs = [(name, fused)] if fused is not None else zip((m.name for m in linears), tensors, strict=True)
         if not all(_stored(nodes, manifest, layer, tensor, "LINEAR") for layer, tensor in pairs):
             return False
