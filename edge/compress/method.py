@@ -16,7 +16,10 @@ from edge.core.weight import Affine, CompressedTensor, Grid
 
 
 class AffineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Options of every method with a uniform grid: bits 2 to 8; group_size 32, 64, 128 or 0 for a whole row."""
+    """Options of every method with a uniform grid: bits 2 to 8; group_size 32, 64, 128 or 0 for a whole row.
+
+    grid: `symmetric`, `zero_point`, or `half_integer`, which has as many levels above zero as below and none at it.
+    """
 
     bits: int = 4
     group_size: int = 64

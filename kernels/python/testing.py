@@ -7,34 +7,6 @@ import numpy as np
 from edge.core.encoding import LOW_BITS, Affine, Codebook, Compressed, GroupMixed, Sparse
 from edge.core.weight import Array, CompressedTensor
 
-# Every field of every encoding at every kind of value.
-ENCODINGS: list[Compressed] = [
-    Affine(2, 32),
-    Affine(3, 64, "zero_point"),
-    Affine(4, 0, "half_integer"),
-    Affine(8, 128, "half_integer"),
-    Affine(8, 0, "zero_point"),
-    Codebook(2, group_size=32),
-    Codebook(3, scale="row"),
-    Codebook(4, group_size=0),
-    Codebook(4, dim=2, table_rows=8, group_size=128),
-    Codebook(3, dim=2, table_columns=128, scale="row"),
-    Codebook(4, entry="int16", table_rows=12, table_columns=64, group_size=32),
-    Codebook(2, entry="int16", table_rows=1),
-    Codebook(3, table_rows=1, table_columns=128),
-    Codebook(4, table_rows=1, scale="row", group_size=128),
-    GroupMixed(32, high_groups=1),
-    GroupMixed(64, high_groups=0, scale="second_order"),
-    GroupMixed(32, high_groups=2, grid="zero_point"),
-    GroupMixed(128, high_groups=1, grid="zero_point", scale="second_order"),
-    Sparse("16x8", 4, 64),
-    Sparse("16x8", 8, 0),
-    Sparse("16x4", 4, 32),
-    Sparse("16x4", 8, 128),
-    Sparse("2:4", 4, 64),
-    Sparse("2:4", 8, 0),
-]
-
 EVERY_LAYOUT: tuple[Compressed, ...] = (
     Affine(2, 128),
     Affine(3, 64),

@@ -10,9 +10,9 @@ from edge.core.concatenate import concatenate_rows
 from edge.core.encoding import Affine, Codebook, Compressed, Dense, GroupMixed, Sparse
 from edge.core.errors import EdgeError, UsageError
 from edge.core.weight import CompressedTensor
-from edge.kernels.testing import ENCODINGS, random_tensor
+from edge.kernels.testing import EVERY_LAYOUT, random_tensor
 
-encodings = st.sampled_from(ENCODINGS)
+encodings = st.sampled_from(EVERY_LAYOUT)
 
 
 def columns_of(encoding, draw):
@@ -49,7 +49,7 @@ def scale(tensor, row, column):
     return value * np.float32(tensor.parts["row_scales"][row, 0]) if "row_scales" in tensor.parts else value
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+@pytest.mark.parametrize("encoding", EVERY_LAYOUT, ids=str)
 def test_dequantize_is_the_definition(encoding):
     tensor = random_tensor(37, 140, encoding)
     expected = [[scale(tensor, r, c) * np.float32(integer(tensor, r, c)) for c in range(140)] for r in range(37)]
@@ -79,10 +79,10 @@ def test_compact_parts_come_back(encoding, rows, columns, seed):
     assert all(np.array_equal(back[part], tensor.parts[part]) for part in back)
 
 
-@pytest.mark.parametrize("encoding", [*ENCODINGS, Dense("float16")], ids=str)
+@pytest.mark.parametrize("encoding", [*EVERY_LAYOUT, Dense("float16")], ids=str)
 def test_encodings_survive_json_under_one_name_each(encoding):
     assert msgspec.json.decode(msgspec.json.encode(encoding), type=Compressed | Dense) == encoding
-    assert [str(other) for other in ENCODINGS].count(str(encoding)) == (not isinstance(encoding, Dense))
+    assert [str(other) for other in EVERY_LAYOUT].count(str(encoding)) == (not isinstance(encoding, Dense))
 
 
 def test_names():
@@ -206,7 +206,7 @@ def concatenated(tensors):
     return fused
 
 
-@pytest.mark.parametrize("encoding", [*ENCODINGS, Dense("float16")], ids=str)
+@pytest.mark.parametrize("encoding", [*EVERY_LAYOUT, Dense("float16")], ids=str)
 def test_rows_are_concatenated(encoding):
     """96, 48 and 37 rows: blocks of 16 and tables of 1, 8 and 12 end where the first two end."""
     make = dense if isinstance(encoding, Dense) else random_tensor

@@ -16,7 +16,7 @@ from edge.core.errors import EdgeError
 from edge.core.weight import Codebook, GroupMixed, Sparse
 from edge.kernels import reference
 from edge.kernels.pack import pack
-from edge.kernels.testing import ENCODINGS
+from edge.kernels.testing import EVERY_LAYOUT
 from edge.models.checkpoint import open_checkpoint
 from edge.models.compressed_modules import CompressedLinear, quantize_activations
 from edge.models.testing import encoded_model, random_matrix, tiny_model
@@ -140,7 +140,7 @@ def test_scales_stay_float16_when_the_model_changes_type():
     assert module(torch.ones(1, 96, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+@pytest.mark.parametrize("encoding", EVERY_LAYOUT, ids=str)
 def test_module_of_every_encoding(encoding):
     """Against the definition of int8 activations, group by group; parts keep their types when the model changes its."""
     tensor = random_matrix("weight", (48, 192), encoding)
