@@ -147,6 +147,8 @@ def check_limits(rows: int, columns: int, encoding: Compressed) -> None:
         raise EdgeError("kernels.encoding", f"no kernel serves {encoding.bits} bits", "use 2, 3, 4 or 8 bits")
     if encoding.group_size == 0 and columns > MAX_GROUP:
         raise EdgeError("kernels.group", f"{shape}: one group for the whole row overflows", "use groups of 32 to 128")
+    if isinstance(encoding, Codebook) and max(encoding.table_rows, encoding.table_columns) > MAX_SIDE:
+        raise EdgeError("kernels.tables", f"{encoding}: tables span more than a matrix can", "use 0 for all of it")
     blocked = isinstance(encoding, GroupMixed) or (isinstance(encoding, Sparse) and encoding.pattern != "2:4")
     width = encoding.width if isinstance(encoding, Sparse) else encoding.group_size
     if blocked and -(-columns // width) > MAX_INDEX:

@@ -40,7 +40,7 @@ edge_status check_codebook(const edge_packed_header& header) {
   }
   if (rows > INT32_MAX || columns > INT32_MAX) return EDGE_BAD_HEADER;
   if (header.entry == EDGE_INT16_ENTRIES && (header.dim != 1 || group == 0)) return EDGE_BAD_HEADER;
-  if (header.dim == 2 && group == 32) return EDGE_BAD_HEADER;
+  if (header.dim == 2 && (group == 32 || header.columns % 2 != 0)) return EDGE_BAD_HEADER;
   if (rows % 4 != 0 && (rows != 1 || header.dim != 1)) return EDGE_BAD_HEADER;
   if (columns != 0 && (group == 0 || columns % (2 * group) != 0)) return EDGE_BAD_HEADER;
   return header.bits >= 2 && header.bits <= 4 ? EDGE_OK : EDGE_UNSUPPORTED;
