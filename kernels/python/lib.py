@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +27,6 @@ EPILOGUES: dict[Epilogue, int] = {
     **{"none": 0, "gelu": 1, "gelu_tanh": 2},
     **{"silu_gated": 3, "gelu_gated": 4, "gelu_tanh_gated": 5},
 }
-_TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)
-_RUN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t, _TASK, ctypes.c_void_p)
 
 
 class Kernel(NamedTuple):
@@ -59,7 +56,7 @@ class _KernelInfo(ctypes.Structure):
 
 
 class _Parallel(ctypes.Structure):
-    _fields_ = (("host", ctypes.c_void_p), ("run", _RUN), ("threads", ctypes.c_size_t))
+    _fields_ = (("host", ctypes.c_void_p), ("run", ctypes.c_void_p), ("threads", ctypes.c_size_t))
 
 
 class _Array(ctypes.Structure):
@@ -173,9 +170,8 @@ def linear(
     kept = {name: None if a is None else np.ascontiguousarray(a, np.float32) for name, a in inputs.items()}
     arrays = {name: _Array(*_array(a)) for name, a in {**kept, "sum": _writable(sum_out), "out": out}.items()}
     modes = (ACTIVATIONS[activations], _isa(isa), NORMS[norm], EPILOGUES[epilogue], epsilon)
-    with _Threads(threads) as parallel:
-        task = _LinearTask(*_bytes(packed), *modes, **arrays)
-        _check(_load().edge_linear(ctypes.byref(task), parallel))
+    task = _LinearTask(*_bytes(packed), *modes, **arrays)
+    _check(_load().edge_linear(ctypes.byref(task), parallel(threads)))
     return out
 
 
@@ -187,26 +183,18 @@ def embedding(packed: Bytes, ids: NDArray[np.int64]) -> Floats:
     return out
 
 
-class _Threads:
-    """`edge_parallel` over a pool of Python threads: ctypes lets go of the interpreter lock around every task."""
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
-
-    def __enter__(self) -> Any:
-        if self.pool is None:
-            return None
-        self.parallel = _Parallel(None, _RUN(self._run), self.threads)
-        return ctypes.byref(self.parallel)
-
-    def __exit__(self, *_: object) -> None:
-        if self.pool is not None:
-            self.pool.shutdown()
-
-    def _run(self, _host: int, count: int, task: Any, work: int) -> None:
-        if self.pool is not None:
-            list(self.pool.map(lambda index: task(work, index), range(count)))
+@lru_cache
+def parallel(threads: int) -> Any:
+    """`edge_parallel*` of a pool of so many threads, which lives as long as the process; None for one."""
+    if threads < 2:
+        return None
+    create, describe = _load().edge_pool_create, _load().edge_pool_parallel
+    create.restype, create.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    describe.restype, describe.argtypes = _Parallel, [ctypes.c_void_p]
+    pool = create(threads)
+    if not pool:
+        raise EdgeError("kernels.pool", f"there is no memory for {threads} threads")
+    return ctypes.pointer(describe(pool))
 
 
 @lru_cache(maxsize=1)
