@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 import numpy as np
 
 from edge.core.errors import UsageError
-from edge.core.weight import Affine, Codebook, CompressedTensor, Encoding, GroupMixed, Sparse
+from edge.core.weight import Affine, Codebook, Compressed, CompressedTensor, GroupMixed, Sparse
 from edge.kernels.testing import random_tensor
 from edge.profiles.peers.matmul import Shape
 
@@ -23,7 +23,7 @@ FOUR, THREE, TWO = Affine(4, 64), Affine(3, 64), Affine(2, 64)
 class Case:
     """One row. isa: a forced instruction set, "" for the best. density: share of the blocks that are kept."""
 
-    encoding: Encoding
+    encoding: Compressed
     shape: Shape
     threads: int = 1
     activations: str = "a8"
@@ -33,7 +33,7 @@ class Case:
     @property
     def name(self) -> str:
         """What `--filter` matches: encoding, how it is run, columns x rows, tokens, threads."""
-        density = f"-{round(100 * (1 - self.density))}%" if self.density < 1 else ""
+        density = f"-{round(100 * (1 - self.density))}" if self.density < 1 else ""
         run = "".join(f"-{part}" for part in (self.isa, self.activations if self.activations != "a8" else "") if part)
         shape = self.shape
         return f"{self.encoding}{density}{run}_{shape.k}x{shape.n}_m{shape.m}_t{self.threads}"
@@ -41,7 +41,7 @@ class Case:
     @property
     def bits(self) -> int:
         """Bits of a stored code; of most codes where they differ."""
-        return 2 if isinstance(self.encoding, GroupMixed) else self.encoding.bits  # type: ignore[union-attr]
+        return 2 if isinstance(self.encoding, GroupMixed) else self.encoding.bits
 
     @property
     def code_bits_per_weight(self) -> float:

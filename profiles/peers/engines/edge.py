@@ -1,0 +1,60 @@
+"""edge's own bundles in ONNX Runtime: round to nearest in symmetric groups of 64, embedding and head at 4 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edge.core.bundle import open_bundle
+from edge.core.plugins import RUNTIMES
+from edge.core.recipe import Recipe, Rule, Step
+from edge.core.session import Session, SessionOptions
+from edge.profiles.peers.engines import Conversation, Model
+
+FORMATS = ("4 bits", "3 bits", "2 bits")
+GROUP = 64
+
+
+def prepare(model: Model, format: str) -> Path:
+    """The bundle, exported again where the exporters or the kernels have changed since."""
+    import edge.exporters
+    from edge import api
+    from edge.kernels import library_path
+
+    bits = int(format[0])
+    small, bundle = model.work / "edge" / f"{bits}-bits", model.work / "edge" / f"{bits}-bits-bundle"
+    if not small.exists():
+        small.parent.mkdir(parents=True, exist_ok=True)
+        api.compress(model.folder, _recipe(bits), small)
+    code = [path for folder in edge.exporters.__path__ for path in Path(folder).rglob("*.py")]
+    changed = max(path.stat().st_mtime for path in (*code, library_path()))
+    manifest = bundle / "manifest.json"
+    if not manifest.exists() or manifest.stat().st_mtime < changed:
+        api.export(small, bundle, force=True)
+    return bundle
+
+
+def _recipe(bits: int) -> Recipe:
+    options = {"bits": bits, "group_size": GROUP}
+    outer = [Rule(module=kind, options={"bits": 4}) for kind in ("embedding", "head")]
+    return Recipe([Step("rtn", options, outer)], name=f"rtn{bits}")
+
+
+def start(path: Path, format: str, threads: int, context: int) -> Conversation:
+    """A session on the bundle."""
+    bundle = open_bundle(path, verify=False)
+    runtime = RUNTIMES.load(bundle.manifest.runtime)
+    return _Edge(runtime.open(bundle, SessionOptions(threads=threads)))
+
+
+class _Edge:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        self._logits = self._session.prefill(tokens)
+
+    def decode(self) -> None:
+        self._logits = self._session.decode(int(np.argmax(self._logits[-1])))
