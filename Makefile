@@ -4,7 +4,7 @@ RECIPE ?= int4-gptq
 BIN := .venv/bin
 export EDGE_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: demo test lint baselines clean
+.PHONY: demo test lint baselines bench-kernels clean
 
 demo: .venv/ready
 	$(BIN)/edge demo $(if $(MODEL),--model $(MODEL)) --recipe $(RECIPE) --output out/demo
@@ -23,6 +23,11 @@ lint: .venv/ready-dev
 baselines: .venv/ready
 	$(BIN)/python -m edge.profiles.peers.smollm2 --output profiles/baselines
 
+# The kernels beside other libraries, on this machine: some ten minutes, and nothing else should run meanwhile.
+bench-kernels: .venv/ready-bench
+	mkdir -p out
+	$(BIN)/edge bench kernels --output out/bench-kernels.json
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -33,6 +38,11 @@ baselines: .venv/ready
 
 .venv/ready-dev: .venv/ready
 	$(BIN)/python -m pip install --editable '.[dev]'
+	touch $@
+
+# llama.cpp is built from source, for this machine: ten minutes more.
+.venv/ready-bench: .venv/ready
+	CMAKE_ARGS="-DGGML_NATIVE=ON" $(BIN)/python -m pip install --editable '.[bench]'
 	touch $@
 
 clean:

@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from edge.cli import (
+    bench,
     compress,
     demo,
     devices,
@@ -69,6 +70,11 @@ for panel, modules in {
 }.items():
     for module in modules:
         app.command(module.__name__.rpartition(".")[2], rich_help_panel=panel)(_with_verbosity(module.command))
+
+bench_app = typer.Typer(help="Time the kernels and whole models beside other toolkits.", no_args_is_help=True)
+for command in (bench.kernels, bench.peers):
+    bench_app.command(command.__name__)(_with_verbosity(command))
+app.add_typer(bench_app, name="bench", rich_help_panel="The job")
 
 
 def _print_version(asked: bool) -> None:

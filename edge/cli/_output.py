@@ -18,6 +18,11 @@ def print_json(value: Any) -> None:
     print(msgspec.json.encode(value).decode())
 
 
+def print_json_rows(rows: Sequence[Any]) -> None:
+    """A JSON array on stdout, one object to a line."""
+    print("[" + ",\n".join(msgspec.json.encode(row).decode() for row in rows) + "]")
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout; the last column takes the room that is left."""
     from rich.console import Console

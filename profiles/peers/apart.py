@@ -1,4 +1,4 @@
-"""Processes that are measured: each keeps its engine, its memory and its threads to itself and answers in JSON lines."""
+"""Processes that are measured: each has its engine, its memory and its threads to itself; they answer in JSON lines."""
 
 from __future__ import annotations
 
@@ -33,13 +33,12 @@ class Worker:
 
     def ask(self, request: Any) -> Iterator[Any]:
         """What the worker answers, value by value. Raises the `EdgeError` that it raised, or one where it died."""
-        assert self._process.stdin is not None and self._process.stdout is not None  # noqa: PT018 - for mypy
+        requests, answers = self._process.stdin, self._process.stdout
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
+            print(json.dumps(request), file=requests, flush=True)
         except BrokenPipeError:
             raise self._died() from None
-        for line in self._process.stdout:
+        for line in answers or ():
             answer = json.loads(line)
             if "error" in answer:
                 raise EdgeError(*answer["error"])

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -21,7 +19,6 @@ import msgspec
 
 from edge.core.bundle import open_bundle
 from edge.core.console import info
-from edge.core.errors import EdgeError
 from edge.core.files import write_json
 from edge.core.plugins import RUNTIMES
 from edge.core.session import SessionOptions
@@ -30,6 +27,7 @@ from edge.models.checkpoint import open_checkpoint
 from edge.models.offgrid import take_off_grid
 from edge.profiles.fingerprint import fingerprint
 from edge.profiles.peers.austen import northanger_abbey
+from edge.profiles.peers.command import edge_command, run_edge
 from edge.profiles.peers.interleave import interleaved
 
 TEXT_BYTES = 50_000
@@ -91,14 +89,14 @@ def _quality_row(model: Path, folder: Path, recipe: str, text: Path, calibration
     folder = folder.with_name(folder.name.replace(" ", "-"))
     start = time.perf_counter()
     options = ("-r", recipe, "-o", str(folder), "--calibration-text", str(calibration), "--force")
-    _, peak_bytes = _edge("compress", str(model), *options)
+    _, peak_bytes = run_edge("compress", str(model), *options)
     seconds = time.perf_counter() - start
     return {"compress_peak_bytes": peak_bytes, "compress_s": seconds, **_evaluate(folder, text, model)}
 
 
 def _evaluate(path: Path, text: Path, against: Path | None) -> dict[str, Any]:
     original = ("--against", str(against)) if against else ()
-    result, _ = _edge("evaluate", str(path), "-t", str(text), "--max-bytes", str(TEXT_BYTES), *original)
+    result, _ = run_edge("evaluate", str(path), "-t", str(text), "--max-bytes", str(TEXT_BYTES), *original)
     kept = ("perplexity", "word_perplexity", "bits_per_byte", "kl_divergence", "top1_agreement", "tokens")
     return {key: result[key] for key in (*kept, "stored_bytes", "bits_per_weight")}
 
@@ -107,12 +105,12 @@ def speed(model: Path, work: Path, output: Path) -> None:
     """Decode and prefill in ONNX Runtime: float32 graph, builtin int4, edge int4, taking turns; one and two threads."""
     small = work / "speed-int4"
     if not small.exists():
-        _edge("compress", str(model), "-r", "int4", "-o", str(small))
+        run_edge("compress", str(model), "-r", "int4", "-o", str(small))
     bundles = {"float32": (model, "builtin"), "int4 builtin": (small, "builtin"), "int4 edge": (small, "edge")}
     for name, (source, kernels) in bundles.items():
         folder = work / f"bundle-{name.replace(' ', '-')}"
         if not folder.exists():
-            _edge("export", str(source), "-o", str(folder), "--kernels", kernels)
+            run_edge("export", str(source), "-o", str(folder), "--kernels", kernels)
     rows = _Rows(output / "smollm2-speed.json", protocol="prompt 128, 32 decoded, 10 rounds in turns, 2 warm-up rounds")
     for threads in (1, 2):
         rows.add(f"{threads} threads", lambda threads=threads: _speed_row(work, list(bundles), threads))
@@ -138,28 +136,8 @@ def startup(_model: Path, _work: Path, output: Path) -> None:
 
 def _help_seconds() -> float:
     start = time.perf_counter()
-    subprocess.run([str(_command()), "--help"], check=True, capture_output=True)
+    subprocess.run([str(edge_command()), "--help"], check=True, capture_output=True)
     return time.perf_counter() - start
-
-
-def _command() -> Path:
-    return Path(sys.executable).with_name("edge")
-
-
-def _edge(*arguments: str) -> tuple[Any, int]:
-    """Run `edge ... --json`; give its object and the peak resident bytes of its process."""
-    read_end, write_end = os.pipe()
-    process = subprocess.Popen([str(_command()), *arguments, "--json"], stdout=write_end)
-    os.close(write_end)
-    with os.fdopen(read_end) as stream:
-        printed = stream.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise EdgeError(
-            "baseline.step", f"edge {arguments[0]} ended with {process.returncode}", "see its message above"
-        )
-    return json.loads(printed.strip().splitlines()[-1]), usage.ru_maxrss * 1024
 
 
 class _Rows:

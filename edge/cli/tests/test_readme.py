@@ -12,10 +12,19 @@ BEGIN, END = "<!-- commands -->", "<!-- /commands -->"
 
 def command_table() -> str:
     rows = ["| command | what it does |", "|---|---|"]
-    for name, command in typer.main.get_command(app).commands.items():
+    for name, command in commands("edge", typer.main.get_command(app)):
         arguments = " ".join(p.name.upper() for p in command.params if p.param_type_name == "argument")
-        rows.append(f"| `{' '.join(filter(None, ('edge', name, arguments)))}` | {command.help.splitlines()[0]} |")
+        rows.append(f"| `{' '.join(filter(None, (name, arguments)))}` | {command.help.splitlines()[0]} |")
     return "\n".join(rows)
+
+
+def commands(name, group):
+    """Every command with its whole name, those of sub-commands too."""
+    for own, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(f"{name} {own}", command)
+        else:
+            yield f"{name} {own}", command
 
 
 def with_table(text: str) -> str:

@@ -7,39 +7,42 @@ from pathlib import Path
 
 import numpy as np
 
+import edge.exporters
 from edge.core.bundle import open_bundle
 from edge.core.plugins import RUNTIMES
-from edge.core.recipe import Recipe, Rule, Step
 from edge.core.session import Session, SessionOptions
+from edge.kernels import library_path
+from edge.profiles.peers.command import run_edge
 from edge.profiles.peers.engines import Conversation, Model
 
 FORMATS = ("4 bits", "3 bits", "2 bits")
-GROUP = 64
+
+
+RECIPE = """
+schema = 1
+name = "rtn{bits}"
+[[steps]]
+method = "rtn"
+options = {{bits = {bits}, group_size = 64}}
+rules = [{{module = "embedding", options = {{bits = 4}}}}, {{module = "head", options = {{bits = 4}}}}]
+"""
 
 
 def prepare(model: Model, format: str) -> Path:
     """The bundle, exported again where the exporters or the kernels have changed since."""
-    import edge.exporters
-    from edge import api
-    from edge.kernels import library_path
-
-    bits = int(format[0])
+    bits = format[0]
     small, bundle = model.work / "edge" / f"{bits}-bits", model.work / "edge" / f"{bits}-bits-bundle"
     if not small.exists():
         small.parent.mkdir(parents=True, exist_ok=True)
-        api.compress(model.folder, _recipe(bits), small)
+        recipe = small.with_suffix(".toml")
+        recipe.write_text(RECIPE.format(bits=bits))
+        run_edge("compress", str(model.folder), "-r", str(recipe), "-o", str(small))
     code = [path for folder in edge.exporters.__path__ for path in Path(folder).rglob("*.py")]
     changed = max(path.stat().st_mtime for path in (*code, library_path()))
     manifest = bundle / "manifest.json"
     if not manifest.exists() or manifest.stat().st_mtime < changed:
-        api.export(small, bundle, force=True)
+        run_edge("export", str(small), "-o", str(bundle), "--force")
     return bundle
-
-
-def _recipe(bits: int) -> Recipe:
-    options = {"bits": bits, "group_size": GROUP}
-    outer = [Rule(module=kind, options={"bits": 4}) for kind in ("embedding", "head")]
-    return Recipe([Step("rtn", options, outer)], name=f"rtn{bits}")
 
 
 def start(path: Path, format: str, threads: int, context: int) -> Conversation:

@@ -1,4 +1,4 @@
-"""The checkpoints that engines are compared on: any that edge opens, a small real one, a larger one with random weights."""
+"""What engines are compared on: any checkpoint that edge opens, a small real one, a larger one of random weights."""
 
 from __future__ import annotations
 

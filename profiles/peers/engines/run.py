@@ -94,6 +94,8 @@ def bench(model_name: str, *, threads: Sequence[int], pattern: str, protocol: Pr
     chosen = _chosen(pattern)
     model = prepare_model(model_name)
     entries, missing = _prepare(model, chosen)
+    if not entries:
+        raise EdgeError("bench.peers", "none of them can run here", missing[0])
     vocab_size = open_checkpoint(model.folder).spec.vocab_size
     prompt = [(17 + 7919 * i) % vocab_size for i in range(protocol.prompt_tokens)]
     rows: list[PeerRow] = []

@@ -1,4 +1,4 @@
-"""ONNX Runtime's MatMulNBits with int8 activations (accuracy level 4): one graph with a node per matrix, its own threads.
+"""ONNX Runtime's MatMulNBits with int8 activations (accuracy level 4): a graph with a node per matrix, its own threads.
 
 Timed: one run of the session with inputs and outputs bound, so the graph's cost per node is in it.
 """
