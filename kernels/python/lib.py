@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edge.core.errors import EdgeError, UsageError, nearest
 from edge.kernels.pack import Bytes
 from edge.kernels.reference import Activations, Floats
-from edge.kernels.reference_ops import Epilogue, Norm
+from edge.kernels.reference_ops import LANES, Attention, Cache, Epilogue, Norm
 
 LIBRARY = "libedge_kernels.so"
 ABI = 2
@@ -27,6 +27,7 @@ EPILOGUES: dict[Epilogue, int] = {
     **{"none": 0, "gelu": 1, "gelu_tanh": 2},
     **{"silu_gated": 3, "gelu_gated": 4, "gelu_tanh_gated": 5},
 }
+CACHES: dict[Cache, int] = {"f32": 0, "f16": 1, "int8": 2}
 
 
 class Kernel(NamedTuple):
@@ -75,6 +76,17 @@ class _LinearTask(ctypes.Structure):
         ("epilogue", ctypes.c_int),
         ("epsilon", ctypes.c_float),
         *((name, _Array) for name in ("x", "skip", "norm_weight", "norm_bias", "bias", "sum", "out")),
+    )
+
+
+class _AttentionTask(ctypes.Structure):
+    _fields_ = (
+        ("isa", ctypes.c_int),
+        ("cache", ctypes.c_int),
+        *((name, ctypes.c_int64) for name in ("heads", "kv_heads", "head_dim", "rotary_dim", "window")),
+        *((name, ctypes.c_float) for name in ("scale", "softcap", "epsilon")),
+        *((name, ctypes.c_int64) for name in ("position", "capacity")),
+        *((name, _Array) for name in ("qkv", "cos", "sin", "q_norm", "k_norm", "keys", "values", "out")),
     )
 
 
@@ -183,6 +195,36 @@ def embedding(packed: Bytes, ids: NDArray[np.int64]) -> Floats:
     return out
 
 
+def attention(
+    settings: Attention,
+    qkv: Floats,
+    keys: Bytes,
+    values: Bytes,
+    position: int,
+    isa: str | None = None,
+    threads: int = 1,
+    *,
+    cos: Floats | None = None,
+    sin: Floats | None = None,
+    q_norm: Floats | None = None,
+    k_norm: Floats | None = None,
+) -> Floats:
+    """Attention of the tokens qkv [tokens, (heads + 2 kv_heads) head_dim] from `position` on: [tokens, heads head_dim].
+
+    Their keys and values go into the cache (`settings.empty_cache`), in place. cos, sin: [positions, rotary_dim / 2].
+    Raises `EdgeError` for sizes that don't fit each other or the cache.
+    """
+    inputs = {"qkv": qkv, "cos": cos, "sin": sin, "q_norm": q_norm, "k_norm": k_norm}
+    kept = {name: None if a is None else np.ascontiguousarray(a, np.float32) for name, a in inputs.items()}
+    out = np.empty((qkv.shape[0], settings.heads * settings.head_dim), np.float32)
+    arrays = {name: _Array(*_array(a)) for name, a in {**kept, "out": out}.items()}
+    arrays |= {name: _Array(*_bytes(cache)) for name, cache in {"keys": keys, "values": values}.items()}
+    numbers = {**vars(settings), "isa": _isa(isa), "cache": CACHES[settings.cache]}
+    task = _AttentionTask(**numbers, position=position, capacity=keys.shape[1] * LANES, **arrays)
+    _check(_load().edge_attention(ctypes.byref(task), parallel(threads)))
+    return out
+
+
 @lru_cache
 def parallel(threads: int) -> Any:
     """`edge_parallel*` of a pool of so many threads, which lives as long as the process; None for one."""
@@ -218,12 +260,14 @@ def _load() -> ctypes.CDLL:
         "edge_kernel_at": [size, pointer],
         "edge_linear_kernel": [pointer, size, number, number, pointer],
         "edge_linear": [pointer, pointer],
+        "edge_attention": [pointer, pointer],
+        "edge_cache_tile_bytes": [number, ctypes.c_int64],
         "edge_embedding": [pointer, size, pointer, size, pointer, size],
     }
     for name, types in arguments.items():
         getattr(library, name).argtypes = types
     library.edge_status_text.restype = ctypes.c_char_p
-    library.edge_kernel_count.restype = size
+    library.edge_kernel_count.restype = library.edge_cache_tile_bytes.restype = size
     return library
 
 

@@ -6,9 +6,11 @@ ascending), which are then added pairwise: (l, l + 8), (l, l + 4), (l, l + 2), (
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge.kernels import reference
 from edge.kernels.pack import Bytes
@@ -16,6 +18,7 @@ from edge.kernels.reference import Activations, Floats
 
 LANES = 16
 Norm = Literal["none", "rms", "layer"]
+Cache = Literal["f32", "f16", "int8"]
 Epilogue = Literal["none", "gelu", "gelu_tanh", "silu_gated", "gelu_gated", "gelu_tanh_gated"]
 F32 = np.float32
 ERF = (
@@ -86,7 +89,7 @@ def exp(x: Floats) -> Floats:
     """x = n ln 2 + r; a polynomial in r (Cephes' expf) times 2^n. 0 below -87, infinity above 88.73."""
     x = np.minimum(np.maximum(x, F32(-87)), F32(89))
     n = np.rint(x * F32(1.44269504))
-    r = (x - n * F32(0.693359375)) - n * F32(-2.12194440e-4)
+    r: Floats = (x - n * F32(0.693359375)) - n * F32(-2.12194440e-4)
     y = polynomial(
         r, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1
     )
@@ -151,3 +154,140 @@ def fma(a: Floats, b: Floats, c: Floats) -> Floats:
         move = (np.nan_to_num(error) != 0) & (total.view(np.int64) & 1 == 0)
         odd = np.where(move, np.nextafter(total, np.copysign(np.inf, error)), total)
     return odd.astype(F32)
+
+
+CACHE_TYPES: dict[Cache, type[Any]] = {"f32": np.float32, "f16": np.float16, "int8": np.int8}
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What stays the same from call to call: heads, cache, rotation, window (0: all positions), softcap (0: none)."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    cache: Cache = "f32"
+    rotary_dim: int = 0
+    window: int = 0
+    softcap: float = 0.0
+    epsilon: float = 1e-5
+
+    @property
+    def width(self) -> int:
+        return -(-self.head_dim // LANES) * LANES
+
+    @property
+    def tile_bytes(self) -> int:
+        scales = LANES * 4 if self.cache == "int8" else 0
+        return LANES * self.width * np.dtype(CACHE_TYPES[self.cache]).itemsize + scales
+
+    def empty_cache(self, capacity: int) -> Bytes:
+        """Room for `capacity` positions (a multiple of 16) of keys, or of values: [kv_heads, tiles, tile_bytes]."""
+        return np.zeros((self.kv_heads, capacity // LANES, self.tile_bytes), np.uint8)
+
+
+def attention(
+    settings: Attention,
+    qkv: Floats,
+    keys: Bytes,
+    values: Bytes,
+    position: int,
+    *,
+    cos: Floats | None = None,
+    sin: Floats | None = None,
+    q_norm: Floats | None = None,
+    k_norm: Floats | None = None,
+) -> Floats:
+    """Attention of the tokens qkv [tokens, (heads + 2 kv_heads) head_dim] from `position` on: [tokens, heads head_dim].
+
+    Their keys and values go into the cache, in place. cos, sin: [positions, rotary_dim / 2].
+    """
+    s, tokens = settings, qkv.shape[0]
+    parts = qkv.reshape(tokens, s.heads + 2 * s.kv_heads, s.head_dim)
+    queries, new_keys, new_values = np.split(parts, [s.heads, s.heads + s.kv_heads], axis=1)
+    positions = np.arange(position, position + tokens)
+    queries = _rotated(s, _normed(s, queries, q_norm), cos, sin, positions)
+    new_keys = _rotated(s, _normed(s, new_keys, k_norm), cos, sin, positions)
+    _write(s, keys, positions, new_keys, "keys")
+    _write(s, values, positions, new_values, "values")
+    first = np.maximum(0, positions - s.window + 1) if s.window else np.zeros_like(positions)
+    everything = np.arange(position + tokens)
+    seen = (everything >= first[:, None]) & (everything <= positions[:, None])
+    out = np.empty((tokens, s.heads, s.head_dim), F32)
+    for head in range(s.heads):
+        kv_head = head * s.kv_heads // s.heads
+        cached = _read(s, keys, kv_head, "keys"), _read(s, values, kv_head, "values")
+        out[:, head] = _attend(s, queries[:, head], *cached, seen)
+    return out.reshape(tokens, -1)
+
+
+def _normed(s: Attention, heads: Floats, weight: Floats | None) -> Floats:
+    return heads if weight is None else rms_norm(heads, weight, s.epsilon)
+
+
+def _rotated(s: Attention, heads: Floats, cos: Floats | None, sin: Floats | None, positions: NDArray[Any]) -> Floats:
+    """Halves of the leading rotary_dim elements: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)."""
+    if cos is None or sin is None:
+        return heads
+    half = s.rotary_dim // 2
+    x1, x2, rest = np.split(heads, [half, 2 * half], axis=-1)
+    c, n = cos[positions, None], sin[positions, None]
+    return np.concatenate([x1 * c - x2 * n, x2 * c + x1 * n, rest], axis=-1)
+
+
+def _elements(s: Attention, cache: Bytes, kind: str) -> tuple[NDArray[Any], Floats | None]:
+    """Views of a cache: elements [kv_heads, tiles, 16 positions, width], scales [kv_heads, tiles, 16] of int8."""
+    element = np.dtype(CACHE_TYPES[s.cache])
+    split = LANES * s.width * element.itemsize
+    shape = (s.width, LANES) if kind == "keys" else (LANES, s.width)
+    elements = cache[:, :, :split].view(element).reshape(*cache.shape[:2], *shape)
+    scales = cache[:, :, split:].view(F32) if s.cache == "int8" else None
+    return elements.swapaxes(2, 3) if kind == "keys" else elements, scales
+
+
+def _write(s: Attention, cache: Bytes, positions: NDArray[Any], heads: Floats, kind: str) -> None:
+    elements, scales = _elements(s, cache, kind)
+    padded = np.pad(heads, [(0, 0), (0, 0), (0, s.width - s.head_dim)])
+    for position, token in zip(positions, padded, strict=True):
+        place = (slice(None), position // LANES, position % LANES)
+        if scales is None:
+            elements[place] = token
+        else:
+            elements[place], scales[place] = reference.quantize_activations(token)
+
+
+def _read(s: Attention, cache: Bytes, kv_head: int, kind: str) -> tuple[Floats, Floats | None]:
+    """All positions of one head: elements [positions, head_dim] as float32, and their scales."""
+    elements, scales = _elements(s, cache, kind)
+    heads = elements[kv_head].reshape(-1, s.width)[:, : s.head_dim].astype(F32)
+    return heads, None if scales is None else scales[kv_head].reshape(-1)
+
+
+def _attend(
+    s: Attention,
+    queries: Floats,
+    keys: tuple[Floats, Floats | None],
+    values: tuple[Floats, Floats | None],
+    seen: NDArray[np.bool_],
+) -> Floats:
+    """One head: queries [tokens, head_dim] over the positions that `seen` [tokens, positions] says."""
+    count = seen.shape[1]
+    scores = np.zeros(seen.shape, F32)
+    for d in range(s.head_dim):
+        scores = fma(queries[:, d, None], keys[0][None, :count, d], scores)
+    if keys[1] is not None:
+        scores = scores * keys[1][:count]
+    scores = scores * F32(s.scale)
+    if s.softcap:
+        scores = F32(s.softcap) * tanh(scores / F32(s.softcap))
+    scores = np.where(seen, scores, F32(-np.inf))
+    weights = np.where(seen, exp(scores - scores.max(axis=1, keepdims=True)), F32(0))
+    total = lane_sum(weights)
+    if values[1] is not None:
+        weights = weights * values[1][:count]
+    out = np.zeros(queries.shape, F32)
+    for position in range(count):
+        sums = fma(weights[:, position, None], values[0][None, position], out)
+        out = np.where(seen[:, position, None], sums, out)
+    return out * (F32(1) / total)[:, None]

@@ -2,6 +2,7 @@
 // per instruction set; all give the same bits.
 #pragma once
 
+#include "attention.h"
 #include "format.h"
 
 namespace edge {
@@ -28,6 +29,10 @@ struct FloatOps {
   void (*prepare)(const Prologue& prologue, size_t first, size_t end, float* rows, size_t stride);
   // out = activation(gate), times up where there is one; out may be either
   void (*activate)(edge_epilogue epilogue, const float* gate, const float* up, float* out, size_t count);
+  // By edge_cache: keys and values of tokens first .. end - 1 into the cache of a head; then rows first .. end - 1 of
+  // the queries that read it, with score_stride(first, end) + 2 * width floats of scratch a row.
+  void (*append[3])(const AttentionTask& task, size_t kv_head, size_t first, size_t end);
+  void (*attend[3])(const AttentionTask& task, size_t kv_head, size_t first, size_t end, float* scratch);
 };
 
 #if defined(__x86_64__)
