@@ -3,7 +3,7 @@
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.core.concatenate import concatenate_rows
@@ -63,6 +63,7 @@ def test_pruned_weights_are_plus_zero():
     assert not np.signbit(tensor.dequantize()[tensor.parts["mask"] == 0]).any()
 
 
+@settings(deadline=None)
 @given(encoding=encodings, rows=st.integers(1, 40), columns=st.integers(1, 300), seed=st.integers(0, 2**32 - 1))
 def test_compact_parts_come_back(encoding, rows, columns, seed):
     shape = (rows, columns_of(encoding, columns))
