@@ -76,7 +76,7 @@ class _Ggml:
 
 def open(name: str, shape: Shape, threads: int, cold_bytes: int) -> Contender:
     """Raises `Missing` without llama-cpp-python, for columns that no block divides, and where ggml doesn't repack."""
-    ggml = _ggml()
+    ggml = load()
     kind, bits, block = TYPES[name.split("-")[1]]
     if shape.k % block:
         raise Missing(f"{name} needs columns in multiples of {block}")
@@ -112,7 +112,8 @@ def open(name: str, shape: Shape, threads: int, cold_bytes: int) -> Contender:
 
 
 @lru_cache(maxsize=1)
-def _ggml() -> _Ggml:
+def load() -> _Ggml:
+    """The libraries. Raises `Missing` without llama-cpp-python."""
     found = importlib.util.find_spec("llama_cpp")
     if found is None or found.origin is None:
         raise Missing("llama-cpp-python is not installed")
