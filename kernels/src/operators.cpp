@@ -13,7 +13,7 @@ constexpr edge_slot optional(const char* name, edge_type type) {
   return {name, type, 1, -1, 0};
 }
 
-constexpr edge_slot updated(const char* name, int32_t input) {
+constexpr edge_slot updated(const char* name, int32_t input) {  // memory of that input
   return {name, EDGE_UINT8, 0, input, 0};
 }
 
@@ -248,7 +248,93 @@ edge_status run(const double* attributes, const edge_tensor* inputs, edge_tensor
 
 }  // namespace embedding
 
-const edge_operator* const kOperators[] = {&linear::kOperator, &embedding::kOperator};
+// ---- Attention -----------------------------------------------------------------------------------------------------
+
+namespace attention {
+
+enum { kQkv, kTotal, kKeys, kValues, kCos, kSin, kQNorm, kKNorm, kInputs };
+enum { kOut, kNewKeys, kNewValues, kOutputs };
+enum { kHeads, kKvHeads, kHeadDim, kScale, kWindow, kSoftcap, kCache, kEpsilon, kAttributes };
+
+constexpr edge_slot kInputSlots[] = {required("qkv", EDGE_FLOAT),    required("total", EDGE_INT32),
+                                     required("keys", EDGE_UINT8),   required("values", EDGE_UINT8),
+                                     optional("cos", EDGE_FLOAT),    optional("sin", EDGE_FLOAT),
+                                     optional("q_norm", EDGE_FLOAT), optional("k_norm", EDGE_FLOAT)};
+constexpr edge_slot kOutputSlots[] = {required("out", EDGE_FLOAT), updated("new_keys", kKeys),
+                                      updated("new_values", kValues)};
+constexpr edge_attribute kAttributeSlots[] = {number("heads"),    number("kv_heads"), number("head_dim"),
+                                              {"scale", 1, 1, 0}, choice("window"),   {"softcap", 1, 0, 0},
+                                              choice("cache"),    epsilon()};
+
+constexpr int64_t kMost = 1 << 16;  // heads and their width: products of them stay far below 2^63
+
+edge_status check(const double* attributes, const edge_tensor*) {
+  const bool known = is_whole(attributes[kHeads], 1, kMost) && is_whole(attributes[kKvHeads], 1, kMost) &&
+                     is_whole(attributes[kHeadDim], 1, kMost) && is_whole(attributes[kWindow], 0, INT32_MAX) &&
+                     is_whole(attributes[kCache], 0, EDGE_CACHE_INT8);
+  return known ? EDGE_OK : EDGE_BAD_ARGUMENT;
+}
+
+bool inputs_fit(const double* attributes, const edge_tensor* inputs) {
+  const int64_t heads = static_cast<int64_t>(attributes[kHeads]), kv_heads = static_cast<int64_t>(attributes[kKvHeads]);
+  const int64_t head_dim = static_cast<int64_t>(attributes[kHeadDim]);
+  const edge_cache cache = static_cast<edge_cache>(attributes[kCache]);
+  const int64_t tile_bytes = static_cast<int64_t>(edge_cache_tile_bytes(cache, head_dim));
+  const edge_tensor &total = inputs[kTotal], &cos = inputs[kCos];
+  if (!fits(inputs[kQkv], {1, -1, (heads + 2 * kv_heads) * head_dim})) return false;
+  if (total.rank != 0 && !fits(total, {1})) return false;
+  if (!fits(inputs[kKeys], {1, kv_heads, -1, tile_bytes}) || !same_shape(inputs[kKeys], inputs[kValues])) return false;
+  if (present(cos) != present(inputs[kSin]) || !fits(cos, {-1, -1}) || !same_shape(cos, inputs[kSin])) return false;
+  return fits(inputs[kQNorm], {head_dim}) && fits(inputs[kKNorm], {head_dim});
+}
+
+edge_status shapes(const double* attributes, const edge_tensor* inputs, edge_tensor* outputs) {
+  if (!types_fit(kInputSlots, kInputs, inputs) || check(attributes, inputs) != EDGE_OK) return EDGE_BAD_ARGUMENT;
+  if (!inputs_fit(attributes, inputs)) return EDGE_BAD_ARGUMENT;
+  set(&outputs[kOut], EDGE_FLOAT, inputs[kQkv], 3, static_cast<int64_t>(attributes[kHeads] * attributes[kHeadDim]));
+  outputs[kNewKeys] = inputs[kKeys];
+  outputs[kNewValues] = inputs[kValues];
+  return EDGE_OK;
+}
+
+edge_status run(const double* attributes, const edge_tensor* inputs, edge_tensor* outputs,
+                const edge_parallel* parallel);
+
+constexpr edge_operator kOperator = {"Attention", kInputSlots, kOutputSlots, kAttributeSlots, kInputs,
+                                     kOutputs,    kAttributes, check,        shapes,          run};
+
+edge_status run(const double* attributes, const edge_tensor* inputs, edge_tensor* outputs,
+                const edge_parallel* parallel) {
+  const edge_status status = prepare(kOperator, attributes, inputs, outputs);
+  if (status != EDGE_OK) return status;
+  edge_attention_task task = {};
+  task.cache = static_cast<edge_cache>(attributes[kCache]);
+  task.heads = static_cast<int64_t>(attributes[kHeads]);
+  task.kv_heads = static_cast<int64_t>(attributes[kKvHeads]);
+  task.head_dim = static_cast<int64_t>(attributes[kHeadDim]);
+  task.rotary_dim = present(inputs[kCos]) ? 2 * inputs[kCos].dims[1] : 0;
+  task.window = static_cast<int64_t>(attributes[kWindow]);
+  task.scale = static_cast<float>(attributes[kScale]);
+  task.softcap = static_cast<float>(attributes[kSoftcap]);
+  task.epsilon = static_cast<float>(attributes[kEpsilon]);
+  task.position = *static_cast<const int32_t*>(inputs[kTotal].data) - inputs[kQkv].dims[1];
+  task.capacity = inputs[kKeys].dims[2] * EDGE_TILE_ROWS;
+  task.qkv = input(inputs[kQkv]);
+  task.cos = input(inputs[kCos]);
+  task.sin = input(inputs[kSin]);
+  task.q_norm = input(inputs[kQNorm]);
+  task.k_norm = input(inputs[kKNorm]);
+  task.keys = outputs[kNewKeys].data;
+  task.key_bytes = elements(outputs[kNewKeys]);
+  task.values = outputs[kNewValues].data;
+  task.value_bytes = elements(outputs[kNewValues]);
+  task.out = output(outputs[kOut]);
+  return edge_attention(&task, parallel);
+}
+
+}  // namespace attention
+
+const edge_operator* const kOperators[] = {&linear::kOperator, &embedding::kOperator, &attention::kOperator};
 constexpr size_t kCount = sizeof(kOperators) / sizeof(kOperators[0]);
 
 }  // namespace
