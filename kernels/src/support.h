@@ -5,12 +5,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if __STDC_HOSTED__
+#include <stdlib.h>
+#include <string.h>
+#else  // a build for a phone has no headers of a C library
 extern "C" {
 void* memcpy(void* to, const void* from, size_t bytes);
 void* memset(void* to, int value, size_t bytes);
 void* malloc(size_t bytes);
 void free(void* memory);
 }
+#endif
 
 #define EDGE_INLINE inline __attribute__((always_inline))
 #if defined(__clang__)
