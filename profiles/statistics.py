@@ -35,6 +35,11 @@ def summarize(samples: Sequence[float]) -> Summary:
     return Summary(len(values), float(median), float(p10), float(p90), float(values.min()), float(values.max()), cv)
 
 
+def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Median of the ratios round by round, of things that took turns: load that comes and goes moves both."""
+    return summarize([a / b for a, b in zip(ours, theirs, strict=True)]).median
+
+
 def prefill_tokens_per_s(measurement: Measurement) -> Summary:
     """Prompt tokens per second, one sample per repetition."""
     return summarize([r.prompt_tokens / (r.prefill_ns / 1e9) for r in measurement.repetitions])

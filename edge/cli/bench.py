@@ -28,6 +28,7 @@ def kernels(
     from edge.core.files import write_json
     from edge.profiles.peers.matmul import COLD_BYTES, run
     from edge.profiles.peers.matmul.cases import select
+    from edge.profiles.statistics import summarize
 
     cold_bytes, seconds = (run.QUICK_COLD_BYTES, run.QUICK_SECONDS) if quick else (COLD_BYTES, seconds)
     result = run.bench(select(pattern, _counts(threads)), peers=peers, seconds=seconds, cold_bytes=cold_bytes)
@@ -37,9 +38,9 @@ def kernels(
         print_json_rows(result.rows)
         return
     for where, probes in result.probes.items():
-        read = probes.read_gb_per_s
+        read, int8 = summarize(probes.read_gb_per_s), summarize(probes.int8_gops)
         limits = f"read {read.median:.1f} GB/s ({read.min:.1f} to {read.max:.1f})"
-        print(f"{where}: {limits}, int8 {probes.int8_gops:.0f} GOPS")
+        print(f"{where}: {limits}, int8 {int8.median:.0f} GOPS")
     columns = ("row", "kernel", "us, median (min to max)", "GB/s", "of read", "GOPS", "of int8", "best peer")
     print_table(columns, [_kernel_cells(row) for row in result.rows])
 

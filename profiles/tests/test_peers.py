@@ -16,8 +16,7 @@ from edge.profiles.peers.engines.gguf_writer import write_gguf
 from edge.profiles.peers.engines.worker import Times
 from edge.profiles.peers.matmul import Pass, Shape, worker
 from edge.profiles.peers.matmul.cases import Case, all_cases, select
-from edge.profiles.peers.matmul.rows import Packed, Probes, best_peer, product_us, row
-from edge.profiles.statistics import summarize
+from edge.profiles.peers.matmul.rows import Packed, Peer, Probes, best_peer, row
 
 
 def test_everyone_warms_up_and_then_takes_turns_in_an_order_that_turns_over():
@@ -37,9 +36,10 @@ def test_time_to_spend_makes_more_rounds():
 def test_a_row_says_what_its_samples_mean():
     case = Case(Affine(4, 64), Shape(2, 1000, 500), threads=2)
     packed = Packed("affine4_a8_avx2", "avx2", 250_000)
-    times = product_us([20_000, 40_000, 100_000], matrices=2)
-    probes = Probes(summarize([50.0]), 1000.0)
-    made = row(case, packed, times, probes, {"slow": (60.0, 4), "fast": (30.0, 4), "small": (10.0, 2)})
+    times = [10.0, 20.0, 50.0]
+    probes = Probes([100.0, 50.0, 20.0], [1000.0] * 3)  # loaded like the kernel: its share stays
+    peers = {"slow": Peer(4, [60.0] * 3), "fast": Peer(4, [30.0, 30.0, 75.0]), "small": Peer(2, [10.0] * 3)}
+    made = row(case, packed, times, probes, peers)
     assert (made.median_us, made.min_us, made.max_us, made.samples) == (20.0, 10.0, 50.0, 3)
     assert made.gb_per_s == pytest.approx(12.5)
     assert made.share_of_read_bandwidth == pytest.approx(0.25)
@@ -49,7 +49,7 @@ def test_a_row_says_what_its_samples_mean():
     assert made.peers == {"slow": 60.0, "fast": 30.0, "small": 10.0}
     assert (made.best_peer, made.ratio_to_best_peer) == ("fast", 1.5)
     assert (made.encoding, made.bits, made.group_size, made.m, made.k, made.n) == ("affine", 4, 64, 2, 1000, 500)
-    assert row(case, packed, times, Probes(summarize([50.0]), 0.0), {}).share_of_int8_peak is None
+    assert row(case, packed, times, Probes([50.0] * 3, [0.0] * 3), {}).share_of_int8_peak is None
 
 
 def test_a_peer_that_stores_fewer_bits_is_no_peer():

@@ -19,7 +19,7 @@ from edge.profiles.peers.apart import Worker
 from edge.profiles.peers.engines import ENGINES, OURS, Model
 from edge.profiles.peers.engines.models import prepare_model
 from edge.profiles.peers.engines.worker import Opening, Times, Turn
-from edge.profiles.statistics import Summary, summarize
+from edge.profiles.statistics import paired_ratio, summarize
 
 WORKER = "edge.profiles.peers.engines.worker"
 CONTEXT = 1024
@@ -216,11 +216,5 @@ def _best_peer(rates: Mapping[Entry, Sequence[float]]) -> Entry | None:
     return max(peers, key=lambda entry: _median(rates[entry])) if peers else None
 
 
-def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Median of the ratios within each round: load that comes and goes moves both."""
-    return _median([a / b for a, b in zip(ours, theirs, strict=True)])
-
-
 def _median(values: Sequence[float]) -> float:
-    summary: Summary = summarize(values)
-    return summary.median
+    return summarize(values).median

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from edge.profiles.peers.matmul.cases import Case
-from edge.profiles.statistics import Summary, summarize
+from edge.profiles.statistics import paired_ratio, summarize
 
 
 class KernelRow(msgspec.Struct, frozen=True):
@@ -15,7 +15,7 @@ class KernelRow(msgspec.Struct, frozen=True):
 
     gops counts what a dense matrix would take (2 m k n), for sparse ones too. peers: medians of every library on this
     shape, in microseconds; best_peer: the fastest with at least as many bits per weight, and ratio_to_best_peer how
-    many times as long it takes. Shares are of what the same run measured, null where it can't be measured.
+    many times as long it takes. Ratios and shares are medians over the rounds, of what ran in the same round.
     """
 
     name: str
@@ -44,10 +44,10 @@ class KernelRow(msgspec.Struct, frozen=True):
 
 
 class Probes(msgspec.Struct, frozen=True):
-    """What the machine gave between the kernels' turns. int8_gops 0: not known for this CPU."""
+    """What the machine gave in the kernels' rounds, one sample each. int8_gops 0: not known for this CPU."""
 
-    read_gb_per_s: Summary
-    int8_gops: float
+    read_gb_per_s: list[float]
+    int8_gops: list[float]
 
 
 class Packed(msgspec.Struct, frozen=True):
@@ -58,14 +58,20 @@ class Packed(msgspec.Struct, frozen=True):
     packed_bytes: int
 
 
-def row(
-    case: Case, packed: Packed, times_us: Summary, probes: Probes, peers: Mapping[str, tuple[float, float]]
-) -> KernelRow:
-    """peers: median microseconds and bits of the weights, by name."""
-    shape = case.shape
-    gb_per_s = packed.packed_bytes / times_us.median / 1e3
-    gops = 2 * shape.m * shape.k * shape.n / times_us.median / 1e3
-    best = best_peer(peers, case.code_bits_per_weight)
+class Peer(msgspec.Struct, frozen=True):
+    """Microseconds of one product, one sample a round, and the bits of its weights."""
+
+    bits: int
+    times_us: list[float]
+
+
+def row(case: Case, packed: Packed, times_us: Sequence[float], probes: Probes, peers: Mapping[str, Peer]) -> KernelRow:
+    """times_us: of one product, a sample a round; so are the probes' and the peers'."""
+    shape, time = case.shape, summarize(times_us)
+    operations = 2 * shape.m * shape.k * shape.n
+    medians = {name: summarize(peer.times_us).median for name, peer in peers.items()}
+    best = best_peer({name: (medians[name], peer.bits) for name, peer in peers.items()}, case.code_bits_per_weight)
+    known_peak = min(probes.int8_gops) > 0
     return KernelRow(
         name=case.name,
         kernel=packed.kernel,
@@ -79,26 +85,23 @@ def row(
         k=shape.k,
         n=shape.n,
         threads=case.threads,
-        median_us=times_us.median,
-        min_us=times_us.min,
-        max_us=times_us.max,
-        gb_per_s=gb_per_s,
-        share_of_read_bandwidth=gb_per_s / probes.read_gb_per_s.median,
-        gops=gops,
-        share_of_int8_peak=gops / probes.int8_gops if probes.int8_gops else None,
-        samples=times_us.count,
-        peers={name: median for name, (median, _) in peers.items()},
+        median_us=time.median,
+        min_us=time.min,
+        max_us=time.max,
+        gb_per_s=packed.packed_bytes / time.median / 1e3,
+        share_of_read_bandwidth=paired_ratio([packed.packed_bytes / us / 1e3 for us in times_us], probes.read_gb_per_s),
+        gops=operations / time.median / 1e3,
+        share_of_int8_peak=paired_ratio([operations / us / 1e3 for us in times_us], probes.int8_gops)
+        if known_peak
+        else None,
+        samples=time.count,
+        peers=medians,
         best_peer=best,
-        ratio_to_best_peer=peers[best][0] / times_us.median if best else None,
+        ratio_to_best_peer=paired_ratio(peers[best].times_us, times_us) if best else None,
     )
 
 
 def best_peer(peers: Mapping[str, tuple[float, float]], bits_per_weight: float) -> str | None:
-    """The fastest that stores at least as many bits per weight: fewer would be another trade."""
+    """The fastest that stores at least as many bits per weight, from medians and bits: fewer would be another trade."""
     fair = {name: median for name, (median, bits) in peers.items() if bits >= bits_per_weight}
     return min(fair, key=lambda name: fair[name]) if fair else None
-
-
-def product_us(passes_ns: list[int], matrices: int) -> Summary:
-    """Microseconds of one product, from passes over all matrices."""
-    return summarize([ns / matrices / 1e3 for ns in passes_ns])

@@ -23,13 +23,15 @@ QUICK_COLD_BYTES, QUICK_SECONDS, SECONDS = 48_000_000, 0.3, 8.0
 
 
 class KernelBench(msgspec.Struct, frozen=True):
-    """Rows, what the machine gave in each run (by shape and threads), and what was left out and why."""
+    """Rows; by shape and threads what the machine gave and every sample, in microseconds of one product; what was left
+    out and why."""
 
     device: dict[str, object]
     cold_bytes: int
     seconds: float
     rows: list[KernelRow]
     probes: dict[str, Probes]
+    samples_us: dict[str, dict[str, list[float]]]
     missing: list[str]
     schema: int = SCHEMA
 
@@ -43,6 +45,7 @@ def bench(
     """
     rows: list[KernelRow] = []
     probes: dict[str, Probes] = {}
+    samples: dict[str, dict[str, list[float]]] = {}
     missing: list[str] = []
     groups = [list(group) for _, group in groupby(cases, lambda case: (case.threads, case.shape))]
     with progress("kernels", len(groups)) as tick:
@@ -55,11 +58,12 @@ def bench(
                 rows += answer.rows
                 if answer.probes is not None:
                     probes[_label(group[0])] = answer.probes
+                    samples[_label(group[0])] = answer.samples_us
                 if answer.missing and answer.missing not in missing:
                     missing.append(answer.missing)
                     info(f"left out: {answer.missing}")
             tick(1 - done, _label(group[0]))
-    return KernelBench(fingerprint(), cold_bytes, seconds, rows, probes, missing)
+    return KernelBench(fingerprint(), cold_bytes, seconds, rows, probes, samples, missing)
 
 
 def _measure(group: Sequence[Case], *, peers: bool, seconds: float, cold_bytes: int) -> Iterator[Answer]:

@@ -15,8 +15,7 @@ from edge.kernels import lib, pack
 from edge.profiles.peers.apart import serve
 from edge.profiles.peers.matmul import Contender, Missing, Shape, native
 from edge.profiles.peers.matmul.cases import Case, select
-from edge.profiles.peers.matmul.rows import KernelRow, Packed, Probes, product_us, row
-from edge.profiles.statistics import summarize
+from edge.profiles.peers.matmul.rows import KernelRow, Packed, Peer, Probes, row
 
 LIBRARIES = ("onnxruntime", "openvino", "ggml", "torch")
 LEAST_ROUNDS = 5
@@ -42,6 +41,7 @@ class Answer(msgspec.Struct, frozen=True):
     missing: str = ""
     rows: list[KernelRow] = []
     probes: Probes | None = None
+    samples_us: dict[str, list[float]] = {}
 
 
 def handle(raw: Any) -> Iterator[Any]:
@@ -73,11 +73,12 @@ def _answers(request: Request) -> Iterator[Answer]:
     settle = SETTLE_S if request.threads > 1 else 0.0
     clock = time.process_time_ns if request.threads == 1 else time.perf_counter_ns
     passes = in_turns(contenders, request.seconds, clock, settle)
-    times = {name: product_us(samples, contenders[name].matrices) for name, samples in passes.items()}
-    read = summarize([read_bytes / ns for ns in passes[READ]])
-    probes = Probes(read, int8_operations / times[INT8].median / 1e3)
-    peers = {name: (times[name].median, bits) for name, bits in peer_bits.items()}
-    yield Answer(rows=[row(cases[name], packed[name], times[name], probes, peers) for name in packed], probes=probes)
+    times = {name: [ns / contenders[name].matrices / 1e3 for ns in taken] for name, taken in passes.items()}
+    read, int8 = times.pop(READ), times.pop(INT8)
+    probes = Probes([read_bytes / us / 1e3 for us in read], [int8_operations / us / 1e3 for us in int8])
+    peers = {name: Peer(bits, times[name]) for name, bits in peer_bits.items()}
+    rows = [row(cases[name], packed[name], times[name], probes, peers) for name in packed]
+    yield Answer(rows=rows, probes=probes, samples_us=times)
 
 
 def _kernel(case: Case, cold_bytes: int) -> tuple[Packed, Contender]:
