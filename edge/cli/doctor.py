@@ -96,7 +96,7 @@ def _energy() -> Check:
 
 
 def _disk() -> Check:
-    from edge.models.samples import cache_folder
+    from edge.core.files import cache_folder
 
     folder = cache_folder()
     parent = next(p for p in (folder, *folder.parents) if p.exists())

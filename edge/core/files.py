@@ -19,6 +19,12 @@ SCHEMA = 1
 T = TypeVar("T")
 
 
+def cache_folder() -> Path:
+    """Where what was fetched or built is kept between runs: $EDGE_CACHE, else the user's cache folder."""
+    base = os.environ.get("EDGE_CACHE")
+    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edge"
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     digest = hashlib.sha256()

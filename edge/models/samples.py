@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edge.core.console import info
 from edge.core.errors import EdgeError
-from edge.core.files import full_disk_is_an_error
+from edge.core.files import cache_folder, full_disk_is_an_error
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,6 @@ C4 = Sample(
     member="exllamav2/conversion/standard_cal_data/c4.utf8",
     about="332 kB of C4 web text",
 )
-
-
-def cache_folder() -> Path:
-    """Where samples are kept between runs: $EDGE_CACHE, else the user's cache folder."""
-    base = os.environ.get("EDGE_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edge"
 
 
 def fetch(sample: Sample) -> Path:
