@@ -31,14 +31,14 @@ def linear(
     activations: Literal["a8", "f32"],
 ) -> ir.Value:
     """y [.., rows] = x [.., columns] W^T (+ bias). `a8` makes the kernel quantize x to int8, token by token."""
-    inputs = [x, _packed(graph, tensor), *([] if bias is None else [bias])]
+    inputs = [x, packed(graph, tensor), *([] if bias is None else [bias])]
     attributes = {"rows": tensor.shape[0], "activations": ACTIVATIONS[activations]}
     return graph.node(LINEAR, layer, inputs, domain="edge", **attributes)
 
 
 def embedding(graph: GraphBuilder, ids: ir.Value, tensor: CompressedTensor, *, layer: str) -> ir.Value:
     """Rows of the matrix by token id. A tied head reads the same bytes."""
-    return graph.node(EMBEDDING, layer, [ids, _packed(graph, tensor)], domain="edge", columns=tensor.shape[1])
+    return graph.node(EMBEDDING, layer, [ids, packed(graph, tensor)], domain="edge", columns=tensor.shape[1])
 
 
 def read(operator: str, inputs: Sequence[Array | None], wanted: CompressedTensor) -> CompressedTensor:
@@ -46,5 +46,6 @@ def read(operator: str, inputs: Sequence[Array | None], wanted: CompressedTensor
     return unpack(inputs[1])
 
 
-def _packed(graph: GraphBuilder, tensor: CompressedTensor) -> ir.Value:
+def packed(graph: GraphBuilder, tensor: CompressedTensor) -> ir.Value:
+    """A matrix as the kernels read it, as a weight of the graph."""
     return graph.weight(tensor.name, lambda: pack(tensor))

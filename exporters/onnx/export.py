@@ -17,6 +17,7 @@ from edge.core.target import Kernels
 from edge.core.weight import Encoding
 from edge.exporters.onnx.builder import DATA, MODEL, GraphBuilder
 from edge.exporters.onnx.decoder import DecoderGraph, check_attention
+from edge.exporters.onnx.fused import FusedDecoderGraph, is_fused
 from edge.exporters.onnx.linear import refuse_unserved
 from edge.exporters.onnx.readback import codes_equal
 from edge.exporters.onnx.slow_path import slow_nodes
@@ -35,7 +36,8 @@ def write(checkpoint: Checkpoint, folder: Path, *, kernels: Kernels, context_len
     """
     _refuse(checkpoint, kernels, context_length)
     with GraphBuilder(folder) as graph:
-        decoder = DecoderGraph(graph, checkpoint, kernels, context_length)
+        dialect = FusedDecoderGraph if is_fused(checkpoint, kernels) else DecoderGraph
+        decoder = dialect(graph, checkpoint, kernels, context_length)
         decoder.build()
         graph.save()
     checkpoint.save_tokenizer(folder)
@@ -53,7 +55,7 @@ def _refuse(checkpoint: Checkpoint, kernels: Kernels, context_length: int) -> No
     if not 1 <= context_length <= spec.context_length:
         message = f"a context of {context_length} tokens is not possible for this model"
         raise UsageError("export.context", message, f"use 1 to {spec.context_length}")
-    for layer in spec.layers:
+    for layer in () if is_fused(checkpoint, kernels) else spec.layers:
         check_attention(layer.attention)
     for name, encoding in checkpoint.encodings.items():
         refuse_unserved(name, encoding, kernels)
