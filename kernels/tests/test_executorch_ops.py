@@ -1,0 +1,105 @@
+"""Programs exported from torch run in ExecuTorch with the table's operators, to the same bits."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from edge.core.errors import EdgeError
+from edge.core.weight import Affine
+from edge.kernels import executorch_ops, pack, torch_ops  # noqa: F401 (registers the operators)
+from edge.kernels.lib import EPILOGUES, NORMS, embedding, linear
+
+ops = torch.ops.edge
+
+
+@pytest.fixture(scope="module")
+def executorch():
+    """ExecuTorch's Python runtime with our operators loaded."""
+    pytest.importorskip("executorch.exir", reason=f"ExecuTorch is not installed: {executorch_ops.INSTALL}")
+    executorch_ops.load()
+    from executorch.extension.pybindings import _C
+
+    return _C
+
+
+@pytest.fixture
+def weight(make_tensor):
+    return torch.from_numpy(pack(make_tensor(140, 96, Affine(4, 32))))
+
+
+def program(module: torch.nn.Module, *arguments: torch.Tensor, dynamic=None) -> bytes:
+    from executorch.exir import EdgeCompileConfig, to_edge
+
+    exported = torch.export.export(module, arguments, dynamic_shapes=dynamic)
+    return to_edge(exported, compile_config=EdgeCompileConfig(_check_ir_validity=False)).to_executorch().buffer
+
+
+def run(executorch, buffer: bytes, *arguments: torch.Tensor) -> list[torch.Tensor]:
+    return executorch._load_for_executorch_from_buffer(buffer).forward(arguments)
+
+
+class Block(torch.nn.Module):
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("norm", torch.rand(96))
+
+    def forward(self, ids: torch.Tensor, skip: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = ops.embedding(ids, self.weight, columns=96)
+        modes = {"norm": NORMS["rms"], "epilogue": EPILOGUES["silu_gated"], "epsilon": 1e-6}
+        gated, summed = ops.linear(x, self.weight, skip=skip, norm_weight=self.norm, rows=140, **modes)
+        return x, ops.linear(x, self.weight, rows=140, activations=1)[0], gated, summed
+
+
+def test_a_program_gives_the_bits_of_the_library(executorch, weight):
+    block = Block(weight)
+    length = torch.export.Dim("length", max=32)
+    buffer = program(block, torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4, 96), dynamic=({1: length},) * 2)
+    for ids in ([[0, 139, 7, 7]], [[3]], [[*range(30)]]):
+        skip = torch.rand(1, len(ids[0]), 96)
+        x, product, gated, summed = run(executorch, buffer, torch.tensor(ids), skip)
+        packed = weight.numpy()
+        expected = embedding(packed, np.array(ids[0]))
+        assert np.array_equal(x[0].numpy(), expected)
+        assert np.array_equal(product[0].numpy(), linear(packed, expected, activations="f32"))
+        modes = {"norm": "rms", "norm_weight": block.norm.numpy(), "epilogue": "silu_gated", "epsilon": 1e-6}
+        assert np.array_equal(gated[0].numpy(), linear(packed, expected, skip=skip[0].numpy(), **modes))
+        assert torch.equal(summed, x + skip)
+
+
+def test_damage_and_wrong_ids_fail_the_call(executorch, weight, capfd):
+    class Lookup(torch.nn.Module):
+        def forward(self, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            return ops.embedding(ids, weight, columns=96)
+
+    ids = torch.tensor([[139]])
+    buffer = program(Lookup(), ids, weight)
+    assert run(executorch, buffer, ids, weight)[0].shape == (1, 1, 96)
+    damaged = weight.clone()
+    damaged[300] ^= 1
+    for wrong_ids, given in ((ids, damaged), (ids + 1, weight)):
+        with pytest.raises(RuntimeError):
+            run(executorch, buffer, wrong_ids, given)
+    assert "edge::Embedding: the packed weights are damaged" in capfd.readouterr().err
+
+
+def test_without_executorch_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(executorch_ops, "version", missing)
+    with pytest.raises(EdgeError, match="pip install") as error:
+        executorch_ops.library()
+    assert error.value.code == "kernels.no_executorch"
+
+
+def missing(name: str) -> str:
+    raise executorch_ops.PackageNotFoundError(name)
+
+
+def test_without_a_compiler_the_error_says_so(executorch, monkeypatch, tmp_path):
+    monkeypatch.setenv("EDGE_CACHE", str(tmp_path))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(EdgeError, match="C\\+\\+ compiler"):
+        executorch_ops.library()
