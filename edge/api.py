@@ -18,7 +18,7 @@ from edge.core.measurement import Evaluation, Measurement
 from edge.core.plugins import RUNTIMES, TARGETS
 from edge.core.recipe import Recipe
 from edge.core.session import Sampling, Session, SessionOptions, generate
-from edge.core.target import Kernels
+from edge.core.target import Kernels, KvCacheType
 
 if TYPE_CHECKING:
     from edge.models.checkpoint import Checkpoint
@@ -53,12 +53,14 @@ def export(
     runtime: str = "onnx",
     kernels: Kernels = "edge",
     context_length: int | None = None,
+    kv_cache: KvCacheType | None = None,
     force: bool = False,
 ) -> Bundle:
     """Export a checkpoint or a compressed folder as a bundle, and hold it against PyTorch before it takes its name.
 
-    context_length: tokens that the caches hold; by default the model's own, at most 2048. Raises `GateFailed` when the
-    exported artefact doesn't compute what PyTorch computes.
+    context_length: tokens that the caches hold; by default the model's own, at most 2048. kv_cache: how they hold
+    them, by default float16 with edge's kernels (as llama.cpp does) and float32 with the builtin ones. Raises
+    `GateFailed` when the exported artefact doesn't compute what PyTorch computes.
     """
     from edge.models.checkpoint import open_checkpoint
 
@@ -69,7 +71,7 @@ def export(
         checkpoint = open_checkpoint(source)
         context = _context_length(checkpoint, context_length)
         info(f"Writing {checkpoint.spec.model_type} for {target}, {runtime}, {kernels} kernels, context {context}")
-        manifest = exporter.write(checkpoint, folder, kernels=kernels, context_length=context)
+        manifest = exporter.write(checkpoint, folder, kernels=kernels, context_length=context, kv_cache=kv_cache)
         notes = [*manifest.notes, *platform.finish(folder, kernels)]
         manifest = msgspec.structs.replace(manifest, target=target, notes=notes)
         gates = _gates(checkpoint, folder, manifest, exporter)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from edge.cli._output import Force, Json, print_json, size
+from edge.core.target import KvCacheType
 
 
 def command(
@@ -15,6 +16,10 @@ def command(
     runtime: Annotated[str, typer.Option(help="Engine that runs the bundle.")] = "onnx",
     kernels: Annotated[str, typer.Option(help="`edge` for ours, `builtin` for a stock runtime.")] = "edge",
     context: Annotated[int | None, typer.Option(help="Tokens that the caches hold; at most 2048 by default.")] = None,
+    kv_cache: Annotated[
+        KvCacheType | None,
+        typer.Option(help="How they do it: by default float16 with our kernels, float32 with builtin."),
+    ] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -25,7 +30,14 @@ def command(
     if kernels not in ("edge", "builtin"):
         raise UsageError("export.kernels", f"no kernels are called '{kernels}'", nearest(kernels, ("edge", "builtin")))
     bundle = api.export(
-        model, output, target=target, runtime=runtime, kernels=kernels, context_length=context, force=force
+        model,
+        output,
+        target=target,
+        runtime=runtime,
+        kernels=kernels,
+        context_length=context,
+        kv_cache=kv_cache,
+        force=force,
     )
     manifest = bundle.manifest
     if json:

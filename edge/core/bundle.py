@@ -10,7 +10,7 @@ import msgspec
 
 from edge.core.errors import EdgeError
 from edge.core.files import SCHEMA, read_json, sha256, write_json
-from edge.core.target import Kernels
+from edge.core.target import Kernels, KvCacheType
 from edge.core.weight import Encoding
 
 MANIFEST = "manifest.json"
@@ -22,12 +22,15 @@ class FileEntry(msgspec.Struct, frozen=True):
 
 
 class KvCache(msgspec.Struct, frozen=True):
-    """Cache tensors that the runtime allocates and binds in place: per layer [1, heads, context_length, head_dim]."""
+    """Keys and values of every layer, [heads, context_length, head_dim] each, as `dtype`; the graph says in what shape.
+
+    The runtime allocates them and binds them in place.
+    """
 
     layers: int
     heads: int
     head_dim: int
-    dtype: str = "float32"
+    dtype: KvCacheType = "float32"
 
 
 class Gates(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 Kernels = Literal["edge", "builtin"]
+KvCacheType = Literal["float32", "float16", "int8"]
 
 
 class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

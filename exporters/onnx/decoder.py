@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edge.core.concatenate import concatenate_rows
 from edge.core.errors import EdgeError
-from edge.core.target import Kernels
+from edge.core.target import Kernels, KvCacheType
 from edge.core.weight import CompressedTensor, Encoding
 from edge.exporters.onnx.builder import GraphBuilder
 from edge.exporters.onnx.linear import operators
@@ -57,6 +57,7 @@ class DecoderGraph:
     """Builds the graph of one checkpoint. `encodings` tells afterwards how every matrix was stored."""
 
     rotary_multiple = 16  # columns that GroupQueryAttention rotates on CPU
+    kv_cache: KvCacheType = "float32"
 
     def __init__(self, graph: GraphBuilder, checkpoint: Checkpoint, kernels: Kernels, context_length: int) -> None:
         self.graph = graph

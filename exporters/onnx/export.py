@@ -13,8 +13,7 @@ from safetensors.numpy import save_file
 from edge import __version__
 from edge.core.bundle import KvCache, Manifest
 from edge.core.errors import UsageError
-from edge.core.target import Kernels
-from edge.core.weight import Encoding
+from edge.core.target import Kernels, KvCacheType
 from edge.exporters.onnx.builder import DATA, MODEL, GraphBuilder
 from edge.exporters.onnx.decoder import DecoderGraph, check_attention
 from edge.exporters.onnx.fused import FusedDecoderGraph, is_fused
@@ -27,22 +26,34 @@ __all__ = ["codes_equal", "slow_nodes", "write", "write_samples"]
 SAMPLES = "samples.safetensors"
 
 
-def write(checkpoint: Checkpoint, folder: Path, *, kernels: Kernels, context_length: int) -> Manifest:
+def write(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    kernels: Kernels,
+    context_length: int,
+    kv_cache: KvCacheType | None = None,
+) -> Manifest:
     """Write a decoder into an existing folder and say what was written. Gates and file digests are the caller's.
 
     kernels: `edge` for our own operators, `builtin` for those of a stock ONNX Runtime. context_length: tokens that the
-    caches hold. Matrices pass through memory one at a time. Raises `EdgeError` before the first byte for what can't be
-    exported: an encoding that the kernels don't serve, a context that the model doesn't, a head of an odd size.
+    caches hold. kv_cache: how they hold them; by default float16 with edge's attention, float32 with the stock one,
+    which has no other. Matrices pass through memory one at a time. Raises `EdgeError` before the first byte for what
+    can't be exported: an encoding that the kernels don't serve, a context that the model doesn't, an odd head size.
     """
     _refuse(checkpoint, kernels, context_length)
+    dialect = FusedDecoderGraph if is_fused(checkpoint, kernels) else DecoderGraph
+    if kv_cache not in (None, dialect.kv_cache) and dialect is DecoderGraph:
+        hint = "leave it at float32, or export a compressed model with edge's kernels"
+        raise UsageError("export.kv_cache", f"a stock runtime's attention has no {kv_cache} cache on CPU", hint)
     with GraphBuilder(folder) as graph:
-        dialect = FusedDecoderGraph if is_fused(checkpoint, kernels) else DecoderGraph
         decoder = dialect(graph, checkpoint, kernels, context_length)
+        decoder.kv_cache = kv_cache or dialect.kv_cache
         decoder.build()
         graph.save()
     checkpoint.save_tokenizer(folder)
     checkpoint.config.save_pretrained(folder)
-    return _manifest(checkpoint, folder, kernels, context_length, graph.layer_of_node, decoder.encodings)
+    return _manifest(decoder, folder)
 
 
 def write_samples(folder: Path, tokens: Sequence[int], logits: NDArray[np.float32]) -> None:
@@ -61,14 +72,8 @@ def _refuse(checkpoint: Checkpoint, kernels: Kernels, context_length: int) -> No
         refuse_unserved(name, encoding, kernels)
 
 
-def _manifest(
-    checkpoint: Checkpoint,
-    folder: Path,
-    kernels: Kernels,
-    context_length: int,
-    layer_of_node: dict[str, str],
-    encodings: dict[str, Encoding],
-) -> Manifest:
+def _manifest(decoder: DecoderGraph, folder: Path) -> Manifest:
+    checkpoint = decoder.checkpoint
     spec = checkpoint.spec
     attention = spec.layers[0].attention
     stored_bytes = sum((folder / name).stat().st_size for name in (MODEL, DATA))
@@ -77,18 +82,18 @@ def _manifest(
         architecture=spec.model_type,
         target="cpu",
         runtime="onnx",
-        kernels=kernels,
+        kernels=decoder.kernels,
         artefact=MODEL,
-        context_length=context_length,
+        context_length=decoder.context_length,
         vocab_size=spec.vocab_size,
         eos_token_ids=checkpoint.eos_token_ids,
         bos_token_id=checkpoint.bos_token_id,
-        kv_cache=KvCache(len(spec.layers), attention.num_kv_heads, attention.head_dim),
+        kv_cache=KvCache(len(spec.layers), attention.num_kv_heads, attention.head_dim, decoder.kv_cache),
         source=checkpoint.origin,
         source_sha256=checkpoint.sha256,
         recipe=checkpoint.recipe or {},
-        encodings=encodings,
-        layer_of_node=layer_of_node,
+        encodings=decoder.encodings,
+        layer_of_node=decoder.graph.layer_of_node,
         stored_bytes=stored_bytes,
         bits_per_weight=8 * stored_bytes / checkpoint.parameters,
         gates=None,

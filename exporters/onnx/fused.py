@@ -7,21 +7,23 @@ keeps its cache by itself, in tiles of 16 positions as the kernels read them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from edge.core.concatenate import concatenate_rows
-from edge.core.target import Kernels
+from edge.core.target import Kernels, KvCacheType
 from edge.core.weight import CompressedTensor, Dense
 from edge.exporters.onnx.decoder import DecoderGraph, Stream
 from edge.exporters.onnx.edge_ops import LINEAR, packed
 from edge.kernels import reference_ops as kernel
-from edge.kernels.lib import ACTIVATIONS, EPILOGUES, NORMS, Epilogue
+from edge.kernels.lib import ACTIVATIONS, CACHES, EPILOGUES, NORMS, Epilogue
 from edge.models.checkpoint import Checkpoint
 from edge.models.spec import Activation, Attention, Linear, Mlp
 
 TILE_POSITIONS = 16
+CACHE: dict[KvCacheType, kernel.Cache] = {"float32": "f32", "float16": "f16", "int8": "int8"}
 # What the end of a product can be, by the activation function and whether it is a gate's.
 EPILOGUE: dict[tuple[Activation, bool], Epilogue] = {
     **{("silu", True): "silu_gated", ("gelu", True): "gelu_gated", ("gelu_tanh", True): "gelu_tanh_gated"},
@@ -38,6 +40,7 @@ class FusedDecoderGraph(DecoderGraph):
     """Matrices that are left dense, or that can't be joined with those beside them, go by the stock operators."""
 
     rotary_multiple = 2
+    kv_cache: KvCacheType = "float16"
 
     def _normed_linear(
         self, name: str, linears: Sequence[Linear], stream: Stream, mlp: Mlp | None = None
@@ -63,16 +66,17 @@ class FusedDecoderGraph(DecoderGraph):
         return y, total[0] if total else stream.x
 
     def _attend(self, index: int, spec: Attention, name: str, qkv: ir.Value) -> ir.Value:
-        fields = {"heads": spec.num_heads, "kv_heads": spec.num_kv_heads, "head_dim": spec.head_dim}
+        fields: dict[str, Any] = {"heads": spec.num_heads, "kv_heads": spec.num_kv_heads, "head_dim": spec.head_dim}
         fields |= {"window": spec.window, "scale": float(spec.scale), "softcap": float(spec.softcap)}
         if spec.q_norm is not None:
             fields["epsilon"] = spec.q_norm.eps
+        cache = CACHE[self.kv_cache]
         capacity = -(-self.context_length // TILE_POSITIONS) * TILE_POSITIONS
-        shape = [1, *kernel.Attention(**fields).empty_cache(capacity).shape]
+        shape = [1, *kernel.Attention(**fields, cache=cache).empty_cache(capacity).shape]
         norms = [norm and self._norm_weights(norm)[0] for norm in (spec.q_norm, spec.k_norm)]
         tables = self.rope.get(spec.rope, (None, None))
         inputs = [qkv, self.total_length, *self._caches(index, np.uint8, shape), *tables, *norms]
-        y, *present = self.graph.nodes("Attention", name, inputs, 3, domain="edge", **fields)
+        y, *present = self.graph.nodes("Attention", name, inputs, 3, domain="edge", **fields, cache=CACHES[cache])
         self._present(index, present, np.uint8, shape)
         return y
 

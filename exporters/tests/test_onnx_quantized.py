@@ -45,9 +45,9 @@ def quantized(
     return open_checkpoint(compress(model, Recipe([step], activations=activations), folder / "small"))
 
 
-def exported(checkpoint: Checkpoint, folder: Path, kernels: Any) -> Bundle:
+def exported(checkpoint: Checkpoint, folder: Path, kernels: Any, kv_cache: Any = "float32") -> Bundle:
     folder.mkdir()
-    return Bundle(folder, write(checkpoint, folder, kernels=kernels, context_length=CONTEXT))
+    return Bundle(folder, write(checkpoint, folder, kernels=kernels, context_length=CONTEXT, kv_cache=kv_cache))
 
 
 def logits_of(session: Any) -> NDArray[np.float32]:
@@ -83,6 +83,32 @@ def test_int8_activations_stay_close(family: str, kernels: str, limit: float, tm
     assert codes_equal(checkpoint, bundle.path, bundle.manifest)
     found = logits_of(open_session(bundle, SessionOptions(threads=1)))
     assert mean_kl(logits_of(open_folder(checkpoint, CONTEXT)), found) < limit
+
+
+@pytest.mark.parametrize(("kv_cache", "limit"), [("float16", 1e-6), ("int8", 5e-4)])
+def test_a_smaller_cache_stays_close(kv_cache: str, limit: float, tmp_path: Path) -> None:
+    checkpoint = quantized(tmp_path, "qwen3", ENCODINGS[0], "f32", **FAMILIES["qwen3"])
+    bundle = exported(checkpoint, tmp_path / "bundle", "edge", kv_cache)
+    assert bundle.manifest.kv_cache.dtype == kv_cache
+    exact = logits_of(open_folder(checkpoint, CONTEXT))
+    found = logits_of(open_session(bundle, SessionOptions(threads=1)))
+    assert np.abs(found - exact).max() > 3e-4  # a float32 cache would be nearer
+    assert mean_kl(exact, found) < limit
+
+
+def test_a_stock_engine_has_no_small_cache(tmp_path: Path) -> None:
+    checkpoint = quantized(tmp_path, "llama", ENCODINGS[0])
+    with pytest.raises(EdgeError, match="no int8 cache"):
+        exported(checkpoint, tmp_path / "bundle", "builtin", "int8")
+
+
+def test_a_layer_is_five_nodes(tmp_path: Path) -> None:
+    """Two layers: ten, then the embedding, the last positions of both streams (Neg, Slice, twice) and the head."""
+    bundle = exported(quantized(tmp_path, "llama", ENCODINGS[0]), tmp_path / "bundle", "edge")
+    operators = [node.op_type for node in ir.load(bundle.artefact).graph]
+    assert operators.count("Attention") == 2
+    assert operators.count("Linear") == 2 * 4 + 1
+    assert len(operators) <= 2 * 5 + 6
 
 
 @pytest.mark.parametrize("kernels", ["builtin", "edge"])
