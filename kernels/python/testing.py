@@ -6,6 +6,7 @@ import numpy as np
 
 from edge.core.encoding import LOW_BITS, Affine, Codebook, Compressed, GroupMixed, Sparse
 from edge.core.weight import Array, CompressedTensor
+from edge.kernels.packed_header import FORMAT, HEADER_BYTES, Bytes, Header, checksum
 
 EVERY_LAYOUT: tuple[Compressed, ...] = (
     Affine(2, 128),
@@ -53,6 +54,16 @@ def random_tensor(rows: int, columns: int, encoding: Compressed, seed: int = 0) 
     if isinstance(encoding, Sparse):
         _prune(random, encoding, parts)
     return CompressedTensor("w", (rows, columns), encoding, parts)
+
+
+def with_header(blob: Bytes, **fields: int | bytes) -> Bytes:
+    """A copy with these fields of the header changed, and the checksum that belongs to it: what deep checks get."""
+    copy = blob.copy()
+    header = Header(*FORMAT.unpack(copy[:HEADER_BYTES].tobytes()))._replace(**fields)
+    copy[:HEADER_BYTES] = np.frombuffer(FORMAT.pack(*header), np.uint8)
+    header = header._replace(checksum=checksum(copy))
+    copy[:HEADER_BYTES] = np.frombuffer(FORMAT.pack(*header), np.uint8)
+    return copy
 
 
 def _scales(random: np.random.Generator, shape: tuple[int, ...]) -> Array:
