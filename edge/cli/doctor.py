@@ -72,10 +72,26 @@ def _kernels() -> Iterator[Check]:
 
     try:
         isas = lib.isas()
-        found = f"version {lib.version()}, runs {', '.join(isas)}"
-        yield Check("kernels", "ok", f"{found}; for ONNX Runtime from {lib.oldest_onnxruntime()} up")
+        yield Check("kernels", "ok", f"version {lib.version()}, runs {', '.join(isas)}")
     except EdgeError as error:
         yield Check("kernels", "missing", error.message, error.hint)
+        return
+    yield Check("kernels in ONNX Runtime", "ok", f"built, for {lib.oldest_onnxruntime()} and later")
+    yield Check("kernels in torch", "ok", "made when edge.kernels.torch_ops is imported")
+    yield _executorch()
+
+
+def _executorch() -> Check:
+    """Compiles the operators if they aren't: some seconds, once for each ExecuTorch."""
+    from edge.core.errors import EdgeError
+    from edge.kernels import executorch_ops
+
+    try:
+        found = executorch_ops.executorch_version()
+        executorch_ops.library()
+        return Check("kernels in ExecuTorch", "ok", f"built, for {found}")
+    except EdgeError as error:
+        return Check("kernels in ExecuTorch", "optional", error.message, error.hint)
 
 
 def _android() -> Check:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -81,6 +82,8 @@ def test_doctor_finds_this_installation_whole():
     result = edge("doctor", "--json")
     states = {check["name"]: check["state"] for check in json.loads(result.stdout)}
     assert states["kernels"] == states["torch"] == states["onnxruntime"] == "ok"
+    assert states["kernels in ONNX Runtime"] == states["kernels in torch"] == "ok"
+    assert states["kernels in ExecuTorch"] == ("ok" if find_spec("executorch") else "optional")
 
 
 def test_run_streams_text_to_stdout_and_speed_to_stderr(work):
