@@ -11,15 +11,16 @@ from onnx import TensorProto, helper, numpy_helper, save
 
 from edge.core.weight import Affine
 from edge.kernels import ort_library_path, pack, reference
-from edge.kernels.lib import ACTIVATIONS
+from edge.kernels.lib import ACTIVATIONS, CACHES, EPILOGUES, NORMS
+from edge.kernels.reference_ops import Attention, attention, fused_linear
 
 ENCODINGS = [Affine(4, 64), Affine(2, 32, "zero_point"), Affine(3, 128), Affine(8, 0)]
 
 
-def model(node, inputs, output_type=TensorProto.FLOAT, constants=()):
+def model(node, inputs, types=(TensorProto.FLOAT,) * 2, constants=(), outputs=("y",)):
     initializers = [numpy_helper.from_array(value, name) for name, value in constants]
-    output = helper.make_tensor_value_info("y", output_type, None)
-    graph = helper.make_graph([node], "test", inputs, [output], initializers)
+    made = [helper.make_tensor_value_info(name, kind, None) for name, kind in zip(outputs, types, strict=False)]
+    graph = helper.make_graph([node], "test", inputs, made, initializers)
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("edge", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
@@ -67,6 +68,81 @@ def test_linear_equals_the_reference(make_tensor, encoding, activations, threads
         x = random_x(*shape)
         expected = reference.linear(packed, x.reshape(-1, 260), activations, bias)
         assert np.array_equal(session.run(None, {"x": x})[0], expected.reshape(*shape[:-1], 500))
+
+
+FUSED = [  # skip, norm, its bias, epilogue
+    (True, "rms", False, "none"),
+    (True, "layer", True, "gelu_tanh"),
+    (False, "rms", False, "silu_gated"),
+    (False, "none", False, "gelu"),
+    (True, "none", False, "gelu_gated"),
+]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("skip", "norm", "norm_bias", "epilogue"), FUSED)
+def test_the_fused_linear_equals_the_reference(make_tensor, skip, norm, norm_bias, epilogue, threads):
+    packed = pack(make_tensor(200, 260, Affine(4, 64)))
+    constants = {"w": packed, "b": random_x(200)}
+    constants |= {"n": random_x(260) + 1} if norm != "none" else {}
+    constants |= {"nb": random_x(260)} if norm_bias else {}
+    names = ["x", "w", "b", "skip" if skip else "", *(name if name in constants else "" for name in ("n", "nb"))]
+    attributes = {"rows": 200, "norm": NORMS[norm], "epilogue": EPILOGUES[epilogue], "epsilon": 1e-6}
+    outputs = ["y", "sum"] if skip else ["y"]
+    node = helper.make_node("Linear", names, outputs, "fused", domain="edge", **attributes)
+    streams = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, "tokens", 260]) for name in ("x", "skip")]
+    source = model(node, streams[: 1 + skip], constants=constants.items(), outputs=outputs)
+    session = open_session(source, threads)
+    width = 100 if epilogue.endswith("gated") else 200
+    assert [out.shape for out in session.get_outputs()] == [[1, "tokens", width], [1, "tokens", 260]][: 1 + skip]
+    for tokens in (1, 9):
+        feed = {"x": random_x(1, tokens, 260), "skip": random_x(1, tokens, 260)[:, ::-1].copy()}
+        modes = {"norm": norm, "norm_weight": constants.get("n"), "norm_bias": constants.get("nb"), "epsilon": 1e-6}
+        modes |= {"epilogue": epilogue, "skip": feed["skip"][0] if skip else None}
+        y, *total = session.run(None, {name: feed[name] for name in ("x", "skip")[: 1 + skip]})
+        assert np.array_equal(y[0], fused_linear(packed, feed["x"][0], "a8", constants["b"], **modes))
+        assert not skip or np.array_equal(total[0], feed["x"] + feed["skip"])
+
+
+@pytest.mark.parametrize("cache", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("bound", [True, False])
+def test_attention_extends_its_cache(cache, bound):
+    """Bound to one buffer, past and present are the same memory; else the present is a copy that goes on from it."""
+    settings = Attention(4, 2, 24, 0.2, cache, 24, 7, 20.0)
+    angles = np.outer(np.arange(64), 0.5 ** np.arange(12)).astype(np.float32)
+    constants = {"cos": np.cos(angles), "sin": np.sin(angles), "q_norm": random_x(24), "k_norm": random_x(24) + 2}
+    attributes = {"heads": 4, "kv_heads": 2, "head_dim": 24, "scale": 0.2, "window": 7, "softcap": 20.0}
+    names = ["qkv", "total", "keys", "values", *constants]
+    outputs = ["y", "new_keys", "new_values"]
+    attributes["cache"] = CACHES[cache]
+    node = helper.make_node("Attention", names, outputs, "attention", domain="edge", **attributes)
+    shape = (1, *settings.empty_cache(64).shape)
+    inputs = [helper.make_tensor_value_info("qkv", TensorProto.FLOAT, [1, "tokens", 8 * 24])]
+    inputs.append(helper.make_tensor_value_info("total", TensorProto.INT32, []))
+    inputs += [helper.make_tensor_value_info(name, TensorProto.UINT8, shape) for name in ("keys", "values")]
+    types = [TensorProto.FLOAT, TensorProto.UINT8, TensorProto.UINT8]
+    session = open_session(model(node, inputs, types, constants.items(), outputs), 2)
+    assert [out.shape for out in session.get_outputs()] == [[1, "tokens", 96], list(shape), list(shape)]
+    past = {name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.uint8)) for name in ("keys", "values")}
+    keys, values = settings.empty_cache(64), settings.empty_cache(64)
+    position = 0
+    for tokens in (20, 1, 3):
+        qkv = random_x(1, tokens, 8 * 24)
+        binding = session.io_binding()
+        binding.bind_cpu_input("qkv", qkv)
+        binding.bind_cpu_input("total", np.array(position + tokens, np.int32))
+        binding.bind_output("y")
+        for name, value in past.items():
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(f"new_{name}", value) if bound else binding.bind_output(f"new_{name}")
+        session.run_with_iobinding(binding)
+        y, *present = binding.get_outputs()
+        expected = attention(settings, qkv[0], keys, values, position, **constants)
+        assert np.array_equal(y.numpy()[0], expected)
+        past = past if bound else dict(zip(past, present, strict=True))
+        assert np.array_equal(past["keys"].numpy()[0], keys)
+        assert np.array_equal(past["values"].numpy()[0], values)
+        position += tokens
 
 
 def test_weights_in_external_data_and_without_bias(make_tensor, tmp_path):
