@@ -180,7 +180,8 @@ def linear(
     out = np.empty((x.shape[0], rows // 2 if epilogue.endswith("_gated") else rows), np.float32)
     inputs = {"x": x, "skip": skip, "norm_weight": norm_weight, "norm_bias": norm_bias, "bias": bias}
     kept = {name: None if a is None else np.ascontiguousarray(a, np.float32) for name, a in inputs.items()}
-    arrays = {name: _Array(*_array(a)) for name, a in {**kept, "sum": _writable(sum_out), "out": out}.items()}
+    total = None if sum_out is None else _result(sum_out, np.float32)
+    arrays = {name: _Array(*_array(a)) for name, a in {**kept, "sum": total, "out": out}.items()}
     modes = (ACTIVATIONS[activations], _isa(isa), NORMS[norm], EPILOGUES[epilogue], epsilon)
     task = _LinearTask(*_bytes(packed), *modes, **arrays)
     _check(_load().edge_linear(ctypes.byref(task), parallel(threads)))
@@ -217,8 +218,8 @@ def attention(
     inputs = {"qkv": qkv, "cos": cos, "sin": sin, "q_norm": q_norm, "k_norm": k_norm}
     kept = {name: None if a is None else np.ascontiguousarray(a, np.float32) for name, a in inputs.items()}
     out = np.empty((qkv.shape[0], settings.heads * settings.head_dim), np.float32)
-    arrays = {name: _Array(*_array(a)) for name, a in {**kept, "out": out}.items()}
-    arrays |= {name: _Array(*_bytes(cache)) for name, cache in {"keys": keys, "values": values}.items()}
+    cache = {"keys": _result(keys, np.uint8), "values": _result(values, np.uint8)}
+    arrays = {name: _Array(*_array(a)) for name, a in {**kept, **cache, "out": out}.items()}
     numbers = {**vars(settings), "isa": _isa(isa), "cache": CACHES[settings.cache]}
     task = _AttentionTask(**numbers, position=position, capacity=keys.shape[1] * LANES, **arrays)
     _check(_load().edge_attention(ctypes.byref(task), parallel(threads)))
@@ -290,9 +291,9 @@ def _bytes(packed: Bytes) -> tuple[int, int]:
     return packed.ctypes.data, packed.size
 
 
-def _writable(array: Floats | None) -> Floats | None:
-    if array is not None and not (array.dtype == np.float32 and array.flags.c_contiguous and array.flags.writeable):
-        raise EdgeError("kernels.array", f"results go to a contiguous float32 array, not {array.dtype}")
+def _result(array: NDArray[Any], dtype: type[Any]) -> NDArray[Any]:
+    if not (array.dtype == dtype and array.flags.c_contiguous and array.flags.writeable):
+        raise EdgeError("kernels.array", f"results go to a contiguous, writable array of {np.dtype(dtype)}")
     return array
 
 

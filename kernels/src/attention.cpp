@@ -78,6 +78,9 @@ edge_status attend_all(Work* work, const edge_parallel* parallel) {
 }
 
 bool sizes_make_sense(const edge_attention_task& call) {
+  if (!is_one_of(call.isa, EDGE_AUTO, EDGE_NEON_I8MM) || !is_one_of(call.cache, EDGE_CACHE_F32, EDGE_CACHE_INT8)) {
+    return false;
+  }
   if (call.kv_heads < 1 || call.heads < 1 || call.heads > kMaxHeads || call.heads % call.kv_heads != 0) return false;
   if (!edge_cache_tile_bytes(call.cache, call.head_dim)) return false;
   if (call.rotary_dim < 0 || call.rotary_dim > call.head_dim || call.rotary_dim % 2 != 0) return false;
@@ -131,6 +134,7 @@ AttentionTask task_of(const edge_attention_task& call) {
 extern "C" {
 
 size_t edge_cache_tile_bytes(edge_cache cache, int64_t head_dim) {
+  if (!edge::is_one_of(cache, EDGE_CACHE_F32, EDGE_CACHE_INT8)) return 0;
   if (head_dim < 1 || head_dim > static_cast<int64_t>(edge::kMaxHeadDim)) return 0;
   const size_t elements = edge::kTilePositions * edge::rounded_up(static_cast<uint64_t>(head_dim), 16);
   switch (cache) {

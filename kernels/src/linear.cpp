@@ -121,10 +121,11 @@ bool fits(const Array& array, size_t count, bool required) {
 
 bool arguments_fit(const edge_linear_task& call, const Geometry& m) {
   const size_t tokens = call.x.count / m.columns;
+  if (!is_one_of(call.activations, EDGE_A8, EDGE_F32) || !is_one_of(call.isa, EDGE_AUTO, EDGE_NEON_I8MM)) return false;
+  if (!is_one_of(call.norm, EDGE_NO_NORM, EDGE_LAYER_NORM)) return false;
+  if (!is_one_of(call.epilogue, EDGE_NO_EPILOGUE, EDGE_GELU_TANH_GATED)) return false;
   const bool norm = call.norm != EDGE_NO_NORM, gated = is_gated(call.epilogue);
   const size_t out_columns = gated ? m.rows / 2 : m.rows;
-  if (call.norm < EDGE_NO_NORM || call.norm > EDGE_LAYER_NORM) return false;
-  if (call.epilogue < EDGE_NO_EPILOGUE || call.epilogue > EDGE_GELU_TANH_GATED) return false;
   if (call.x.count % m.columns != 0 || tokens > kMaxTokens || (gated && m.rows % 2 != 0)) return false;
   if (!fits(call.x, call.x.count, true) || !fits(call.skip, call.x.count, false)) return false;
   if (!fits(call.sum, call.x.count, false) || (call.sum.data && !call.skip.data)) return false;

@@ -8,6 +8,7 @@ namespace edge {
 namespace {
 
 constexpr size_t kUnknownThreads = 16;  // for hosts that don't say: they spread what they get
+constexpr size_t kMaxWorkers = 256;
 
 using Piece = void (*)(void* work, size_t worker, size_t index);
 
@@ -40,7 +41,8 @@ EDGE_INLINE void run_pieces(const edge_parallel* parallel, size_t workers, size_
 // Threads for `amount` of work when each should have `least` of it, or waking it costs more than it brings.
 EDGE_INLINE size_t workers_for(const edge_parallel* parallel, uint64_t amount, uint64_t least) {
   if (!parallel || amount < 2 * least) return 1;
-  return smaller<uint64_t>(amount / least, parallel->threads ? parallel->threads : kUnknownThreads);
+  const size_t threads = parallel->threads ? smaller(parallel->threads, kMaxWorkers) : kUnknownThreads;
+  return smaller<uint64_t>(amount / least, threads);
 }
 
 EDGE_INLINE size_t pieces_of(size_t count, size_t piece) {

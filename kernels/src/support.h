@@ -34,6 +34,15 @@ EDGE_INLINE T load(const void* from) {
   return value;
 }
 
+// Whether a caller's enumeration is one of first .. last. C may have put any number there, which C++ must not read as
+// the enumeration.
+template <class Enumeration>
+EDGE_INLINE bool is_one_of(const Enumeration& value, Enumeration first, Enumeration last) {
+  static_assert(sizeof(Enumeration) == sizeof(int32_t), "C's enumerations are ints");
+  const int32_t number = load<int32_t>(&value);
+  return number >= first && number <= last;
+}
+
 template <class T>
 EDGE_INLINE T smaller(T a, T b) {
   return a < b ? a : b;

@@ -167,6 +167,12 @@ def test_fma_is_rounded_once():
     assert reference_ops.fma(*(np.array([value]) for value in tie))[0] == np.float32(1 + 2**-11 + 2**-23)
 
 
+def test_an_instruction_set_that_is_not_there():
+    other = next(isa for isa in ("neon_dotprod", "avx2") if isa not in lib.isas())
+    with pytest.raises(EdgeError, match="instruction set asked for"):
+        lib.attention(S, tokens_of(S, 1), S.empty_cache(16), S.empty_cache(16), 0, other, **arguments(S, 16))
+
+
 def test_tile_bytes():
     for s in SHAPES:
         for number, cache in enumerate(CACHES):
@@ -198,8 +204,10 @@ DAMAGE = [
     {"capacity": 40},
     {"capacity": 64},
     {"capacity": 2**62},
-    {"isa": 0, "cache": 1},
+    {"cache": 1},
     {"cache": 3},
+    {"cache": -1},
+    {"isa": 99},
 ]
 ARRAYS = ("qkv", "cos", "sin", "q_norm", "k_norm", "keys", "values", "out")
 
@@ -248,5 +256,7 @@ def test_a_full_cache_is_an_error_and_no_tokens_are_none():
     given = arguments(S, 16)
     with pytest.raises(EdgeError, match="wrong size"):
         lib.attention(S, tokens_of(S, 3), keys, values, 14, **given)
+    with pytest.raises(EdgeError, match="writable array of uint8"):
+        lib.attention(S, tokens_of(S, 1), keys, values.view(np.int8), 0, **given)
     assert lib.attention(S, tokens_of(S, 0), keys, values, 16, **given).shape == (0, 128)
     assert lib._load().edge_attention(None, None) == 1

@@ -155,8 +155,11 @@ def test_arguments_that_do_not_fit_are_refused(make_tensor):
             lib.linear(packed, x, **arguments)
     with pytest.raises(EdgeError, match="has the wrong size"):
         lib.linear(odd, x, epilogue="silu_gated")
-    with pytest.raises(EdgeError, match="contiguous float32"):
+    with pytest.raises(EdgeError, match="array of float32"):
         lib.linear(packed, x, skip=x, sum_out=np.zeros((2, 64)))
-    task = lib._LinearTask(*lib._bytes(packed), 0, 0, 7)
-    assert lib._load().edge_linear(lib.ctypes.byref(task), None) == 1
+    out = np.zeros((2, 32), np.float32)
+    for numbers in ((2, 0, 0, 0), (0, 77, 0, 0), (0, 0, 3, 0), (0, 0, 0, -1), (0, 0, 0, 6)):
+        task = lib._LinearTask(*lib._bytes(packed), *numbers, x=lib._Array(*lib._array(x)))
+        task.out = lib._Array(*lib._array(out))
+        assert lib._load().edge_linear(lib.ctypes.byref(task), None) == 1
     assert lib._load().edge_linear(None, None) == 1
