@@ -6,16 +6,31 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import pytest
 
+from edge.core.encoding import Affine, Codebook
 from edge.core.errors import EdgeError, UsageError
-from edge.core.weight import Affine
 from edge.kernels import lib, pack, reference
+from edge.kernels.testing import random_tensor
 
-SHAPES = [(1, 1), (16, 32), (33, 100), (50, 576), (130, 260)]  # (rows, columns)
-TOKENS = [1, 2, 3, 5, 17]
+SHAPES = [(1, 2), (16, 32), (33, 100), (50, 576), (130, 260)]  # (rows, columns)
+TOKENS = [1, 2, 3, 5, 8, 17]
+GRIDS = ("symmetric", "zero_point", "half_integer")
+TABLES = (
+    {"group_size": 0},
+    {"group_size": 0, "scale": "row"},
+    {"group_size": 64, "table_rows": 20},
+    {"group_size": 128, "scale": "row", "table_columns": 256},
+    {"group_size": 64, "table_rows": 4, "table_columns": 128},
+)
+SCALARS = (  # of dim 1 alone
+    *TABLES,
+    {"group_size": 64, "table_rows": 1},
+    {"group_size": 32, "table_rows": 1, "table_columns": 64, "scale": "row"},
+)
 
 
 def random_x(tokens: int, columns: int) -> np.ndarray:
@@ -26,47 +41,94 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
     return np.array_equal(a, b, equal_nan=True)
 
 
-def kernel_rows() -> list[lib.Kernel]:
-    return lib.kernels()
+def kernel_name(row: lib.Kernel) -> str:
+    kinds = {
+        "affine": f"affine{row.bits}",
+        "codebook": f"codebook{row.bits}d{row.dim}",
+        "group_mixed": "mixed",
+        "sparse": f"sparse{row.bits}_{row.pattern.replace(':', 'of')}",
+    }
+    return f"{kinds[row.encoding]}_{row.activations}_{row.isa}"
 
 
 def test_the_table_has_every_kernel_once():
-    rows = kernel_rows()
-    assert len({row.name for row in rows}) == len(rows)
-    assert {row.name for row in rows} >= {f"affine{b}_{a}_portable" for b in (2, 3, 4, 8) for a in ("a8", "f32")}
-    assert all(row.name == f"affine{row.bits}_{row.activations}_{row.isa}" for row in rows)
+    rows = lib.kernels()
+    names = {row.name for row in rows}
+    kinds = [*(f"affine{b}" for b in (2, 3, 4, 8)), *(f"codebook{b}d{d}" for b in (2, 3, 4) for d in (1, 2))]
+    assert len(names) == len(rows)
+    assert names >= {f"{kind}_{mode}_portable" for kind in kinds for mode in ("a8", "f32")}
+    assert [row.name for row in rows] == [kernel_name(row) for row in rows]
 
 
-@pytest.mark.parametrize("group_size", [0, 32, 64, 128])
-@pytest.mark.parametrize("grid", ["symmetric", "zero_point"])
-@pytest.mark.parametrize("kernel", kernel_rows(), ids=lambda kernel: kernel.name)
-def test_kernel_equals_numpy(make_tensor, kernel, grid, group_size):
+def encodings(kernel: lib.Kernel) -> list[Affine | Codebook]:
+    """All that a kernel of dense steps serves."""
+    if kernel.encoding == "affine":
+        return [Affine(kernel.bits, group, grid) for grid in GRIDS for group in (0, 32, 64, 128)]
+    if kernel.dim == 2:
+        return [Codebook(kernel.bits, 2, **tables) for tables in TABLES]
+    entries = [("int8", tables) for tables in SCALARS]
+    entries += [("int16", tables) for tables in SCALARS if tables["group_size"]]
+    return [Codebook(kernel.bits, 1, entry, **tables) for entry, tables in entries]
+
+
+def cases() -> list[tuple[lib.Kernel, Affine | Codebook]]:
+    dense = [row for row in lib.kernels() if row.encoding in ("affine", "codebook")]
+    return [(kernel, encoding) for kernel in dense for encoding in encodings(kernel)]
+
+
+@cache
+def packed_matrix(rows: int, columns: int, encoding: Affine | Codebook) -> np.ndarray:
+    return pack(random_tensor(rows, columns, encoding))
+
+
+@cache
+def expected_product(packed_of: tuple, tokens: int, activations: str) -> np.ndarray:
+    bias = random_x(1, packed_of[0])[0]
+    return reference.linear(packed_matrix(*packed_of), random_x(tokens, packed_of[1]), activations, bias)
+
+
+@pytest.mark.parametrize(("kernel", "encoding"), cases(), ids=lambda value: getattr(value, "name", None) or str(value))
+def test_kernel_equals_numpy(kernel, encoding):
     if not kernel.available:
         pytest.skip(f"this CPU has no {kernel.isa}")
     for rows, columns in SHAPES:
-        packed = pack(make_tensor(rows, columns, Affine(kernel.bits, group_size, grid)))
+        packed = packed_matrix(rows, columns, encoding)
         assert lib.kernel_name(packed, kernel.isa, kernel.activations) == kernel.name
         bias = random_x(1, rows)[0]
         for tokens in TOKENS:
-            x = random_x(tokens, columns)
-            expected = reference.linear(packed, x, kernel.activations, bias)
-            got = lib.linear(packed, x, kernel.isa, activations=kernel.activations, bias=bias)
+            got = lib.linear(packed, random_x(tokens, columns), kernel.isa, activations=kernel.activations, bias=bias)
+            expected = expected_product((rows, columns, encoding), tokens, kernel.activations)
             assert same(got, expected), (rows, columns, tokens)
 
 
-@pytest.mark.parametrize("isa", lib.isas())
-def test_extremes_do_not_overflow(make_tensor, isa):
-    """Codes, zero points and activations at their limits: the 16-bit sums of AVX2 and the longest 32-bit sum."""
-    for encoding, columns in ((Affine(4, 128), 1024), (Affine(8, 128), 1024), (Affine(8, 0, "zero_point"), 65536)):
-        tensor = make_tensor(16, columns, encoding)
-        tensor.parts["codes"][:] = (1 << encoding.bits) - 1
-        tensor.parts["scales"][:] = 1
-        if "zero_points" in tensor.parts:
-            tensor.parts["zero_points"][:] = 0
+EXTREMES = (
+    *(Affine(bits, 128, grid) for bits in (2, 3, 4, 8) for grid in GRIDS),
+    *(Affine(8, 0, grid) for grid in GRIDS),
+    *(Codebook(4, dim, group_size=group) for dim in (1, 2) for group in (0, 128)),
+    *(Codebook(4, entry="int16", group_size=128, table_rows=rows) for rows in (0, 1)),
+)
+
+
+@pytest.mark.parametrize("encoding", EXTREMES, ids=str)
+def test_extremes_do_not_overflow(encoding):
+    """Codes, zero points, entries and activations at their limits: 16-bit sums of AVX2, the longest 32-bit sums."""
+    columns = 256 if encoding.group_size else 65536
+    tensor = random_tensor(5, columns, encoding)
+    tensor.parts["scales"][:] = 1
+    if "zero_points" in tensor.parts:
+        tensor.parts["zero_points"][:] = 0
+    limits = ((1 << encoding.bits) - 1,) if isinstance(encoding, Affine) else table_limits(encoding)
+    for limit in limits:
+        tensor.parts["codes" if isinstance(encoding, Affine) else "tables"][:] = limit
         packed = pack(tensor)
-        for sign in (1, -1):
-            x = np.full((5, columns), sign, np.float32)
-            assert same(lib.linear(packed, x, isa), reference.linear(packed, x))
+        x = np.repeat(np.array([[1], [-1]], np.float32), columns, axis=1)
+        expected = reference.linear(packed, x)
+        for isa in lib.isas():
+            assert same(lib.linear(packed, x, isa), expected), (isa, limit)
+
+
+def table_limits(encoding: Codebook) -> tuple[int, int]:
+    return (-127, 127) if encoding.entry == "int8" else (-32768, 32767)
 
 
 @pytest.mark.parametrize("isa", lib.isas())
