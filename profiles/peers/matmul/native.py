@@ -7,10 +7,6 @@ a small matrix does, so one call does a whole pass.
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
 from ctypes import c_double, c_int, c_size_t, c_void_p
 from functools import lru_cache
 from pathlib import Path
@@ -19,14 +15,13 @@ from typing import Any
 import numpy as np
 
 from edge.core.errors import EdgeError
-from edge.core.files import full_disk_is_an_error
 from edge.kernels import lib
+from edge.kernels.compiler import shared_library
 from edge.kernels.cross import sources
 from edge.kernels.pack import Bytes
-from edge.models.samples import cache_folder
 from edge.profiles.peers.matmul import Contender, Pass, Shape, cold_memory
 
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-exceptions", "-fno-rtti", "-shared", "-fPIC", "-Wl,-z,lazy")
+FLAGS = ("-march=native", "-fno-exceptions", "-fno-rtti", "-Wl,-z,lazy")
 ALIGNMENT = 4096
 FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "bench_linear": (
@@ -106,21 +101,4 @@ def _pool(threads: int) -> int | None:
 
 def _compiled() -> Path:
     """bench.cpp as a library in the cache folder."""
-    root = sources()
-    source, header = root / "bench" / "bench.cpp", root / "include" / "edge_kernels.h"
-    digest = hashlib.sha256(source.read_bytes() + header.read_bytes() + " ".join(FLAGS).encode()).hexdigest()
-    path = cache_folder() / f"bench-{digest[:16]}.so"
-    if path.is_file():
-        return path
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
-    if compiler is None:
-        raise EdgeError("bench.compiler", "the benchmark needs a C++ compiler", "install g++ or clang, or set CXX")
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with full_disk_is_an_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        command = [compiler, *FLAGS, f"-I{header.parent}", str(source), "-o", str(partial)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise EdgeError("bench.compile", f"{source.name} doesn't compile", (done.stderr.strip() or "?")[-300:])
-        os.replace(partial, path)
-    return path
+    return shared_library("bench", sources() / "bench" / "bench.cpp", FLAGS)
