@@ -4,7 +4,7 @@ RECIPE ?= int4-gptq
 BIN := .venv/bin
 export EDGE_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: demo test lint baselines bench-kernels clean
+.PHONY: demo test lint baselines bench-kernels checked-kernels sanitize fuzz clean
 
 demo: .venv/ready
 	$(BIN)/edge demo $(if $(MODEL),--model $(MODEL)) --recipe $(RECIPE) --output out/demo
@@ -28,6 +28,35 @@ bench-kernels: .venv/ready-bench
 	mkdir -p out
 	$(BIN)/edge bench kernels --output out/bench-kernels.json
 
+# The kernels with ASan and UBSan, which end the process at their first finding; clang also counts edges for the fuzzer.
+SANITIZERS := address,undefined,float-cast-overflow
+CHECKED := -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all
+CHECKED_LIBRARY := $(CURDIR)/build/checked/libedge_kernels.so
+WITH_CHECKS = EDGE_KERNELS_LIBRARY=$(CHECKED_LIBRARY) ASAN_OPTIONS=detect_leaks=0 \
+  LD_PRELOAD=$$(clang -print-file-name=libclang_rt.asan-$$(uname -m).so)
+FUZZ_SECONDS ?= 600
+
+checked-kernels: .venv/ready-dev
+	CC=clang CXX=clang++ $(BIN)/cmake -S kernels -B build/checked -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DCMAKE_BUILD_TYPE=None -DCMAKE_C_STANDARD_LIBRARIES=-Wl,-z,undefs \
+	  -DCMAKE_C_FLAGS="$(CHECKED) -fsanitize=fuzzer-no-link,$(SANITIZERS)" \
+	  -DCMAKE_CXX_FLAGS="$(CHECKED) -fsanitize=fuzzer-no-link,$(SANITIZERS)"
+	$(BIN)/cmake --build build/checked --target edge_kernels
+
+# Reports are for the terminal: only what Python prints is captured.
+sanitize: checked-kernels
+	$(WITH_CHECKS) $(BIN)/python -m pytest --capture=sys kernels/tests
+
+fuzz: checked-kernels .venv/ready-fuzz
+	clang++ -std=c++17 $(CHECKED) -fsanitize=fuzzer,$(SANITIZERS) -Ikernels/include kernels/fuzz/fuzz_packed.cpp \
+	  $(CHECKED_LIBRARY) -o build/checked/fuzz_packed
+	$(BIN)/python kernels/fuzz/corpus.py build/checked/seeds
+	mkdir -p build/checked/corpus build/checked/python-corpus
+	build/checked/fuzz_packed -max_total_time=$(FUZZ_SECONDS) -timeout=60 -artifact_prefix=build/checked/ \
+	  build/checked/corpus build/checked/seeds
+	$(BIN)/python kernels/fuzz/fuzz_unpack.py -max_total_time=$(FUZZ_SECONDS) -timeout=60 \
+	  -artifact_prefix=build/checked/ build/checked/python-corpus build/checked/seeds
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -43,6 +72,10 @@ bench-kernels: .venv/ready-bench
 # llama.cpp is built from source, for this machine: ten minutes more.
 .venv/ready-bench: .venv/ready
 	CMAKE_ARGS="-DGGML_NATIVE=ON" $(BIN)/python -m pip install --editable '.[bench]'
+	touch $@
+
+.venv/ready-fuzz: .venv/ready-dev
+	$(BIN)/python -m pip install --editable '.[fuzz]'
 	touch $@
 
 clean:
