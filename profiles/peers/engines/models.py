@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from edge.core.console import info
-from edge.core.files import atomic_folder
+from edge.core.files import atomic_folder, cache_folder
 from edge.models import samples
 from edge.models.checkpoint import Checkpoint, open_checkpoint
 from edge.models.testing import tiny_tokenizer
@@ -55,7 +55,7 @@ def prepare_model(name: str) -> Model:
 
 
 def _work(name: str) -> Path:
-    return samples.cache_folder() / "peers" / name
+    return cache_folder() / "peers" / name
 
 
 def _write(checkpoint: Checkpoint, folder: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_double, c_int, c_size_t, c_void_p
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,7 +84,8 @@ def _library() -> Any:
     kernels = ctypes.CDLL(str(lib.library_path()), mode=ctypes.RTLD_GLOBAL)  # bench.cpp finds edge_linear there
     kernels.edge_pool_create.restype, kernels.edge_pool_create.argtypes = c_void_p, [c_size_t]
     kernels.edge_status_text.restype = ctypes.c_char_p
-    library: Any = ctypes.CDLL(str(_compiled()))
+    source = sources() / "bench" / "bench.cpp"
+    library: Any = ctypes.CDLL(str(shared_library("bench", source, FLAGS)))
     for name, (result, arguments) in FUNCTIONS.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
@@ -97,8 +97,3 @@ def _library() -> Any:
 def _pool(threads: int) -> int | None:
     """The kernels' own threads; none for one, which is the caller."""
     return _library().edge_pool_create(threads) if threads > 1 else None
-
-
-def _compiled() -> Path:
-    """bench.cpp as a library in the cache folder."""
-    return shared_library("bench", sources() / "bench" / "bench.cpp", FLAGS)
