@@ -309,9 +309,11 @@ void fuzz_blob(const uint8_t* data, size_t size, Options options) {
   for (size_t i = 0; const edge_operator* op = edge_operator_at(i); ++i) fuzz_operator(*op, blob, options);
 }
 
-// The checksum that belongs to the bytes, so that the checks behind it are reached.
+// The size and the checksum that belong to the bytes, so that the checks behind them are reached.
 void repair(uint8_t* blob, size_t size) {
   if (size < sizeof(edge_packed_header)) return;
+  const uint64_t payload = size - sizeof(edge_packed_header);
+  memcpy(blob + offsetof(edge_packed_header, payload_bytes), &payload, sizeof(payload));
   const size_t field = offsetof(edge_packed_header, checksum);
   memset(blob + field, 0, sizeof(uint64_t));
   uint64_t sum = 0;

@@ -35,7 +35,7 @@ def run(data: bytes) -> None:
     blob = np.frombuffer(data[OPTION_BYTES:], np.uint8)
     check(blob)
     if blob.size >= 64:
-        check(with_header(blob))
+        check(with_header(blob, payload_bytes=blob.size - 64))
 
 
 atheris.Setup(sys.argv, run)
