@@ -91,7 +91,7 @@ def _round_in_order(
         inside, errors = rest[start:end], torch.empty(end - start, weight.shape[0])
         upper = factor[start:end, start:end]
         for i, j in enumerate(range(start, end)):
-            code = (inside[i] * inverse[j]).add_(between[j]).round_().add_(below[j]).clamp_(0, top)
+            code = torch.addcmul(between[j], inside[i], inverse[j]).round_().add_(below[j]).clamp_(0, top)
             codes[order[j]] = code.to(torch.uint8)
             errors[i] = (inside[i] - (code - zeros[j]) * scales[j]) / upper[i, i]
             inside[i + 1 :].addr_(upper[i, i + 1 :], errors[i], alpha=-1)
