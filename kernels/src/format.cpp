@@ -196,17 +196,6 @@ edge_status edge_check(const void* packed, size_t packed_bytes, edge_packed_head
   return status;
 }
 
-edge_status edge_verify(const void* packed, size_t packed_bytes) {
-  edge_packed_header header;
-  const edge_status status = edge_check(packed, packed_bytes, &header);
-  if (status != EDGE_OK) return status;
-  const uint8_t* bytes = static_cast<const uint8_t*>(packed);
-  const uint64_t position = offsetof(edge_packed_header, checksum) / 8;
-  uint64_t sum = -(2 * position + 1) * header.checksum;  // takes the field itself out again
-  for (uint64_t i = 0; i < packed_bytes / 8; ++i) sum += (2 * i + 1) * edge::load<uint64_t>(bytes + 8 * i);
-  return sum == header.checksum ? EDGE_OK : EDGE_BAD_CHECKSUM;
-}
-
 const char* edge_status_text(edge_status status) {
   switch (status) {
     case EDGE_OK:

@@ -192,23 +192,6 @@ def test_threads_change_nothing(make_tensor, activations):
         assert all(same(result, expected) for result in results)
 
 
-EMBEDDINGS = [Affine(2, 32), Affine(3, 64, "zero_point"), Affine(4, 0), Affine(8, 128, "zero_point")]
-
-
-@pytest.mark.parametrize("encoding", EMBEDDINGS, ids=str)
-def test_embedding_is_dequantize(make_tensor, encoding):
-    tensor = make_tensor(77, 100, encoding)
-    ids = np.array([[0, 76, 5], [16, 15, 5]])
-    assert same(lib.embedding(pack(tensor), ids), tensor.dequantize()[ids])
-    assert lib.embedding(pack(tensor), np.zeros((0, 3), np.int64)).shape == (0, 3, 100)
-
-
-@pytest.mark.parametrize("bad", [-1, 77, 2**62, -(2**63)])
-def test_ids_outside_the_table_are_refused(make_tensor, bad):
-    with pytest.raises(EdgeError, match="row that is not there"):
-        lib.embedding(pack(make_tensor(77, 100, Affine(4, 32))), np.array([1, bad]))
-
-
 def test_shapes_that_do_not_fit_are_refused(make_tensor):
     packed = pack(make_tensor(20, 64, Affine(4, 32)))
     for x, bias in ((random_x(1, 63), None), (random_x(1, 64)[0], None), (random_x(1, 64), np.zeros(19, np.float32))):
