@@ -19,7 +19,7 @@ constexpr edge_isa portable = EDGE_PORTABLE;
 #if defined(__x86_64__)
 constexpr edge_isa avx2 = EDGE_AVX2, avx512vnni = EDGE_AVX512VNNI;
 #elif defined(__aarch64__)
-constexpr edge_isa neon_dotprod = EDGE_NEON_DOTPROD;
+constexpr edge_isa neon_dotprod = EDGE_NEON_DOTPROD, neon_i8mm = EDGE_NEON_I8MM;
 #endif
 
 #define EDGE_KERNEL(name, encoding, bits, variant, activations, isa) \

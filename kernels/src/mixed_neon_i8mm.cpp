@@ -1,0 +1,14 @@
+#include "neon_i8mm.h"
+#include "sparse_kernels.h"
+
+namespace edge {
+namespace {
+
+struct MixedNeonI8mm : NeonI8mm {
+  static constexpr int kMixedTokens = 8;
+};
+
+}  // namespace
+}  // namespace edge
+
+EDGE_OTHER_KERNEL(mixed_a8_neon_i8mm, mixed_a8<MixedNeonI8mm>)
