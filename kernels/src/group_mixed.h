@@ -59,14 +59,14 @@ EDGE_INLINE void mixed_groups_f32(const LinearTask& task, size_t token, size_t c
     const typename V::Floats scales = scales_of<V>(stream);
     const typename V::Floats zeros =
         m.zero_points ? V::floats(V::bytes(stream.zero_points())) : V::all(1 << (Bits - 1));
-    for (size_t steps = m.group_columns / kStep; steps > 0; --steps) {
-      repeat<8>([&](auto quad) __attribute__((always_inline)) {
+    for (size_t atoms = m.group_columns / kStep * Bits; atoms > 0; --atoms) {
+      repeat<8 / Bits>([&](auto quad) __attribute__((always_inline)) {
         typename V::Floats values[4];
         dequantize_quad<V>(codes<V, Bits, decltype(quad)::value>(stream.at), zeros, scales, values);
-        sums.add_quad(task, token, column + 4 * decltype(quad)::value, values);
+        sums.add_quad(task, token, column, values);
+        column += 4;
       });
-      stream.at += kLine * Bits;
-      column += kStep;
+      stream.at += kLine;
     }
   }
 }

@@ -7,6 +7,7 @@
 //   rows_of(n)                the same 4 bytes for every row
 //   lowered(x, y), joined(x, y)   byte by byte: x - y, x | y
 //   signed_dot<Bits>(sum, a, codes)   adds to each row the products of its 4 activations + kBias and 4 signed codes
+//   kAhead                    whether unneeded products are cheaper than mispredicted branches
 //   kSparseTokens, kFloatTokens   tokens of a block with int8 and with float activations
 #pragma once
 

@@ -94,13 +94,13 @@ void block_2of4_f32(const LinearTask& task, size_t tile, size_t token) {
         typename V::Floats kept[4], at[4], four[4];
         dequantize_quad<V>(pair_codes<V, Bits, pair>(stream.at), zeros, scales, kept);
         dequantize_quad<V>(V::template field<2 * pair, 3>(V::atom(stream.at)), V::zero(), V::all(1.0f), at);
-        spread_quad<V>(kept[0], kept[1], at[0], at[1], four);
-        sums.add_quad(task, token, column + 8 * pair, four);
-        spread_quad<V>(kept[2], kept[3], at[2], at[3], four);
-        sums.add_quad(task, token, column + 8 * pair + 4, four);
+        for (size_t i = 0; i < 4; i += 2) {  // two quads
+          spread_quad<V>(kept[i], kept[i + 1], at[i], at[i + 1], four);
+          sums.add_quad(task, token, column, four);
+          column += 4;
+        }
       });
       stream.at += m.step_bytes;
-      column += kStep;
     }
   }
   sums.store(task, tile, token);

@@ -5,6 +5,7 @@ namespace edge {
 namespace {
 
 struct SparseAvx2 : Avx2 {
+  static constexpr bool kAhead = true;
   static constexpr int kBias = 0, kSparseTokens = 4, kMixedTokens = 4;
 
   static EDGE_INLINE Bytes rows_of(uint32_t bytes) { return spread(static_cast<int32_t>(bytes)); }

@@ -5,6 +5,7 @@ namespace edge {
 namespace {
 
 struct SparseAvx512Vnni : Avx512Vnni {
+  static constexpr bool kAhead = true;
   static constexpr int kBias = 128, kSparseTokens = 8, kMixedTokens = 8;
 
   static EDGE_INLINE Bytes rows_of(uint32_t bytes) { return _mm512_set1_epi32(static_cast<int32_t>(bytes)); }

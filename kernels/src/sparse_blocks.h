@@ -100,13 +100,15 @@ void blocks_of_tile(const LinearTask& task, const SparseTile& found, size_t tile
 template <class V, uint32_t Bits, size_t Width, int Tokens>
 void few_tokens(const LinearTask& task, const SparseTile& found, size_t tile, size_t token) {
   const size_t units = found.blocks / BlockUnit<Bits, Width>::kBlocks, groups = task.matrix.groups;
-  if (found.last_in_blob || units > 4 * groups) {
-    blocks_of_tile<V, Bits, Width, Tokens, 1>(task, found, tile, token);
-  } else if (units > groups) {
-    blocks_of_tile<V, Bits, Width, Tokens, 4>(task, found, tile, token);
-  } else {
-    blocks_of_tile<V, Bits, Width, Tokens, 2>(task, found, tile, token);
+  if constexpr (V::kAhead) {
+    if (!found.last_in_blob && units <= groups) {
+      return blocks_of_tile<V, Bits, Width, Tokens, 2>(task, found, tile, token);
+    }
+    if (!found.last_in_blob && units <= 4 * groups) {
+      return blocks_of_tile<V, Bits, Width, Tokens, 4>(task, found, tile, token);
+    }
   }
+  blocks_of_tile<V, Bits, Width, Tokens, 1>(task, found, tile, token);
 }
 
 // A tile whose sizes don't add up, of a blob that nobody verified.

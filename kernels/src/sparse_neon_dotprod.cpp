@@ -5,6 +5,7 @@ namespace edge {
 namespace {
 
 struct SparseNeonDotprod : NeonDotprod {
+  static constexpr bool kAhead = true;
   static constexpr int kBias = 0, kSparseTokens = 4, kMixedTokens = 8;
 
   static EDGE_INLINE Bytes repeated(uint8x16_t quarter) {

@@ -5,7 +5,8 @@ namespace edge {
 namespace {
 
 struct SparsePortable : Portable {
-  static constexpr int kBias = 0, kSparseTokens = 4, kMixedTokens = 4;
+  static constexpr bool kAhead = false;
+  static constexpr int kBias = 0, kSparseTokens = 2, kMixedTokens = 2, kFloatTokens = 2;
 
   static Bytes rows_of(uint32_t bytes) {
     return each([&](size_t i) { return bytes >> 8 * (i % 4); });
