@@ -71,14 +71,11 @@ void block(const LinearTask& task, size_t tile, size_t token) {
   }
 }
 
-// Blocks of `Tokens`, what remains in smaller ones.
-template <class V, class E, int Tokens, int Tiles>
+// Blocks of `Tokens`, what remains in halves of that: the tile is near by now, reading it again costs little.
+template <class V, class E, int Tokens>
 EDGE_INLINE void token_range(const LinearTask& task, size_t tile, size_t token, size_t end) {
-  for (; token + Tokens <= end; token += Tokens) block<V, E, Tokens, Tiles>(task, tile, token);
-  if constexpr (Tokens > 1) {
-    constexpr int next = Tiles == 1 && V::template kEveryCount<E> ? Tokens - 1 : Tokens / 2;
-    token_range<V, E, next, Tiles>(task, tile, token, end);
-  }
+  for (; token + Tokens <= end; token += Tokens) block<V, E, Tokens, 1>(task, tile, token);
+  if constexpr (Tokens > 1) token_range<V, E, Tokens / 2>(task, tile, token, end);
 }
 
 template <class V, class E>
@@ -88,12 +85,17 @@ EDGE_INLINE void multiply_a8(const LinearTask& task, size_t first_tile, size_t e
   const size_t fit = kPanelBytes / task.matrix.padded_columns / tokens * tokens;
   const size_t panel = fit ? fit : tokens;
   for (size_t token = 0; token < task.tokens; token += panel) {
-    const size_t end = smaller(task.tokens, token + panel);
-    size_t tile = first_tile;
+    const size_t end = smaller(task.tokens, token + panel), whole = end - (end - token) % tokens;
+    size_t tile = first_tile, rest = token;
     if (tiles > 1 && end - token >= kManyTokens) {
-      for (; tile + tiles <= end_tile; tile += tiles) token_range<V, E, tokens, tiles>(task, tile, token, end);
+      for (; tile + tiles <= end_tile; tile += tiles) {
+        for (size_t i = token; i < whole; i += tokens) block<V, E, tokens, tiles>(task, tile, i);
+      }
+      rest = whole;
     }
-    for (; tile < end_tile; ++tile) token_range<V, E, V::template kTokens<E, 1>, 1>(task, tile, token, end);
+    for (size_t one = first_tile; one < end_tile; ++one) {
+      token_range<V, E, V::template kTokens<E, 1>>(task, one, one < tile ? rest : token, end);
+    }
   }
 }
 
