@@ -216,7 +216,64 @@ void fuzz_attention(Options options) {
 
 // ---- Operators -----------------------------------------------------------------------------------------------------
 
-// Tensors of one call; those that an operator asks for by name mostly get the shape that fits.
+// Sizes that fit each other, for the tensors and attributes of one call.
+struct Sizes {
+  int64_t rows, columns, tokens, kv_heads, heads, head_dim, cache, cache_tiles;
+
+  Sizes(const Blob& blob, Options* options)
+      : rows(blob.header.rows),
+        columns(blob.header.columns),
+        tokens(1 + options->next() % 4),
+        kv_heads(options->pick({1, 2, 3})),
+        heads(kv_heads * options->pick({1, 2, 4})),
+        head_dim(options->pick({16, 8, 20, 64})),
+        cache(options->pick({0, 1, 2})),
+        cache_tiles(options->pick({1, 2, 3})) {}
+};
+
+bool named(const char* name, const char* a, const char* b = "") {
+  return strcmp(name, a) == 0 || strcmp(name, b) == 0;
+}
+
+template <size_t Rank>
+void set_dims(const int64_t (&dims)[Rank], edge_tensor* tensor) {
+  tensor->rank = Rank;
+  memcpy(tensor->dims, dims, sizeof(dims));
+}
+
+void shape_for(const edge_slot& slot, const Sizes& s, Options* options, edge_tensor* tensor) {
+  const char* name = slot.name;
+  tensor->type = options->rarely() ? EDGE_INT32 : slot.type;
+  set_dims({s.rows}, tensor);
+  if (named(name, "x", "skip")) set_dims({s.tokens, s.columns}, tensor);
+  if (named(name, "norm_weight", "norm_bias")) set_dims({s.columns}, tensor);
+  if (named(name, "ids")) set_dims({s.tokens}, tensor);
+  if (named(name, "qkv")) set_dims({1, s.tokens, (s.heads + 2 * s.kv_heads) * s.head_dim}, tensor);
+  if (named(name, "total")) set_dims({1}, tensor);
+  if (named(name, "keys", "values")) {
+    const size_t tile = edge_cache_tile_bytes(static_cast<edge_cache>(s.cache), s.head_dim);
+    set_dims({1, s.kv_heads, s.cache_tiles, static_cast<int64_t>(tile)}, tensor);
+  }
+  if (named(name, "cos", "sin")) set_dims({64, s.head_dim / 2}, tensor);
+  if (named(name, "q_norm", "k_norm")) set_dims({s.head_dim}, tensor);
+  if (options->rarely()) tensor->rank = static_cast<int32_t>(options->next() % 12) - 1;
+  if (options->rarely()) tensor->dims[options->next() % 4] = options->pick({-1, 0, 1, 5, INT64_MAX});
+}
+
+double attribute_for(const edge_attribute& attribute, const Sizes& s, Options* options) {
+  const char* name = attribute.name;
+  if (options->rarely()) return options->pick({-1, 0, 1, 7, INT64_MAX, INT64_MIN}) + (options->flip() ? 0.5 : 0);
+  if (named(name, "rows")) return s.rows;
+  if (named(name, "columns")) return s.columns;
+  if (named(name, "heads")) return s.heads;
+  if (named(name, "kv_heads")) return s.kv_heads;
+  if (named(name, "head_dim")) return s.head_dim;
+  if (named(name, "cache")) return s.cache;
+  if (!attribute.required && options->flip()) return attribute.value;
+  return attribute.is_float ? 0.5 : options->pick({0, 1, 2, 3, 4, 5});
+}
+
+// Tensors of one call.
 class Tensors {
  public:
   ~Tensors() {
@@ -224,65 +281,48 @@ class Tensors {
   }
 
   // Gives a tensor memory for exactly its dimensions; none when they make no sense or would be too much.
-  void allocate(edge_tensor* tensor) {
+  void allocate(const Sizes& sizes, Options* options, edge_tensor* tensor) {
     if (tensor->rank < 0 || tensor->rank > EDGE_MAX_RANK) return;
-    size_t bytes = tensor->type == EDGE_UINT8 ? 1 : tensor->type == EDGE_INT64 ? 8 : 4;
+    const size_t size = tensor->type == EDGE_UINT8 ? 1 : tensor->type == EDGE_INT64 ? 8 : 4;
+    size_t count = 1;
     for (int32_t i = 0; i < tensor->rank; ++i) {
-      if (tensor->dims[i] < 0 || static_cast<uint64_t>(tensor->dims[i]) > 8 * kMostElements) return;
-      bytes *= static_cast<size_t>(tensor->dims[i]);
-      if (bytes > 8 * kMostElements) return;
+      if (tensor->dims[i] < 0 || static_cast<uint64_t>(tensor->dims[i]) > kMostElements) return;
+      count *= static_cast<size_t>(tensor->dims[i]);
+      if (count > kMostElements) return;
     }
-    tensor->data = memory_[count_++] = calloc(bytes, 1);
+    tensor->data = memory_[count_++] = calloc(count, size);
+    for (size_t i = 0; i < count; ++i) {
+      if (tensor->type == EDGE_INT64) static_cast<int64_t*>(tensor->data)[i] = options->next() % sizes.rows;
+      if (tensor->type == EDGE_INT32) static_cast<int32_t*>(tensor->data)[i] = total(sizes, options);
+      if (tensor->type == EDGE_FLOAT) static_cast<float*>(tensor->data)[i] = static_cast<float>(i % 7) - 3;
+    }
   }
 
  private:
+  static int32_t total(const Sizes& sizes, Options* options) {
+    const int64_t odd[] = {0, -1, INT32_MAX, INT32_MIN};
+    const int64_t fitting = sizes.tokens + options->next() % 16;
+    return static_cast<int32_t>(options->rarely() ? options->pick(odd) : fitting);
+  }
+
   void* memory_[2 * EDGE_MAX_SLOTS] = {};
   size_t count_ = 0;
 };
 
-void shape_for(const edge_slot& slot, const Blob& blob, Options* options, edge_tensor* tensor) {
-  const int64_t rows = blob.header.rows, columns = blob.header.columns, tokens = 1 + options->next() % 4;
-  const char* name = slot.name;
-  tensor->type = options->rarely() ? EDGE_INT32 : slot.type;
-  tensor->rank = 1;
-  tensor->dims[0] = rows;
-  if (strcmp(name, "x") == 0 || strcmp(name, "skip") == 0) {
-    tensor->rank = 2;
-    tensor->dims[0] = 2;
-    tensor->dims[1] = columns;
-  } else if (strcmp(name, "norm_weight") == 0 || strcmp(name, "norm_bias") == 0) {
-    tensor->dims[0] = columns;
-  } else if (strcmp(name, "ids") == 0) {
-    tensor->dims[0] = tokens;
-  } else if (strcmp(name, "bias") != 0) {
-    tensor->rank = static_cast<int32_t>(options->next() % 5);
-    for (int32_t i = 0; i < tensor->rank; ++i) tensor->dims[i] = options->pick({1, 2, 16, 32, 48, 64, 3, 0});
-  }
-  if (options->rarely()) tensor->rank = static_cast<int32_t>(options->next() % 12) - 1;
-  if (options->rarely()) tensor->dims[0] = options->pick({-1, 0, 1, 5, INT64_MAX});
-}
-
-double attribute_for(const edge_attribute& attribute, const Blob& blob, Options* options) {
-  if (options->rarely()) return options->pick({-1, 0, 1, 7, INT64_MAX, INT64_MIN}) + (options->flip() ? 0.5 : 0);
-  if (strcmp(attribute.name, "rows") == 0) return blob.header.rows;
-  if (strcmp(attribute.name, "columns") == 0) return blob.header.columns;
-  if (!attribute.required && options->flip()) return attribute.value;
-  return attribute.is_float ? 0.5 : options->pick({0, 1, 2, 3, 4, 5, 16, 32});
-}
-
 void fuzz_operator(const edge_operator& op, const Blob& blob, Options options) {
   double attributes[EDGE_MAX_SLOTS];
   edge_tensor inputs[EDGE_MAX_SLOTS] = {}, outputs[EDGE_MAX_SLOTS] = {};
+  const Sizes sizes(blob, &options);
   Tensors tensors;
-  for (int32_t i = 0; i < op.attribute_count; ++i) attributes[i] = attribute_for(op.attributes[i], blob, &options);
+  for (int32_t i = 0; i < op.attribute_count; ++i) attributes[i] = attribute_for(op.attributes[i], sizes, &options);
   for (int32_t i = 0; i < op.input_count; ++i) {
     if (op.inputs[i].optional ? options.flip() : options.rarely()) continue;
     if (op.inputs[i].packed) {
       inputs[i] = {const_cast<uint8_t*>(blob.data), EDGE_UINT8, 1, {static_cast<int64_t>(blob.size)}};
       continue;
     }
-    shape_for(op.inputs[i], blob, &options, &inputs[i]);
-    tensors.allocate(&inputs[i]);
+    shape_for(op.inputs[i], sizes, &options, &inputs[i]);
+    tensors.allocate(sizes, &options, &inputs[i]);
   }
   op.check(attributes, inputs);
   if (op.shapes(attributes, inputs, outputs) != EDGE_OK) return;
@@ -290,7 +330,7 @@ void fuzz_operator(const edge_operator& op, const Blob& blob, Options options) {
     edge_tensor* output = &outputs[i];
     if (op.outputs[i].optional && options.flip()) *output = edge_tensor{};
     if (output->rank > 0 && options.rarely()) output->dims[output->rank - 1] += 1;
-    if (output->type) tensors.allocate(output);
+    if (output->type) tensors.allocate(sizes, &options, output);
   }
   op.run(attributes, inputs, outputs, options.flip() ? &kParallel : nullptr);
 }
