@@ -98,11 +98,11 @@ def normal(random: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def linear_cases(random: np.random.Generator) -> list[Case]:
-    """Every layout at odd shapes; 15 tokens are blocks of 8, 4, 2 and 1."""
+    """Every layout at odd shapes; 31 tokens are blocks of 16, 8, 4, 2 and 1."""
     made = []
     for encoding in EVERY_LAYOUT:
         weight = pack(random_tensor(ROWS, COLUMNS, encoding))
-        for number, activations, tokens in ((0, "a8", 1), (0, "a8", 15), (1, "f32", 3)):
+        for number, activations, tokens in ((0, "a8", 1), (0, "a8", 31), (1, "f32", 3)):
             x = normal(random, tokens, COLUMNS)
             out = reference.linear(weight, x, activations)
             made.append(case("Linear", [out], {"rows": ROWS, "activations": number}, x=x, weight=weight))

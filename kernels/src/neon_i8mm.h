@@ -20,7 +20,7 @@ struct NeonI8mm : Neon {
   template <class E>
   static constexpr int kTiles = 1;
   template <class E, int Tiles>
-  static constexpr int kTokens = 8;
+  static constexpr int kTokens = E::kTables ? 8 : 16;
   template <class E>
   static constexpr bool kEveryCount = false;
   template <class E>
