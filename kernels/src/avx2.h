@@ -44,21 +44,24 @@ struct Avx2 : Avx2Lanes {
     return make<Bytes>([&](int h) { return _mm256_shuffle_epi8(table.half[h], index.half[h]); });
   }
 
-  // The row goes into the index; an index with its top bit set, on a line of other rows, finds 0.
+  // 4 or 8 entries: the row's table is a part of a lane, so the row goes into the index. 8 or 16: lines are for some
+  // rows each, and rows are what `blend` chooses.
   template <uint32_t Bits, bool Flip>
   static EDGE_INLINE Bytes lookup_rows(const uint8_t* table, Bytes index) {
-    if constexpr (Bits == 2) {
-      return lookup(line<Flip>(table), with_row(index, 0, 4, 8, 12));
-    } else if constexpr (Bits == 3) {
-      const Bytes first = lookup(line<Flip>(table), with_row(index, 0, 8, 128, 128));
-      return either(first, lookup(line<Flip>(table + kLine), with_row(index, 128, 128, 0, 8)));
-    } else {
-      const Bytes a = lookup(line<Flip>(table), with_row(index, 0, 128, 128, 128));
-      const Bytes b = lookup(line<Flip>(table + kLine), with_row(index, 128, 0, 128, 128));
-      const Bytes c = lookup(line<Flip>(table + 2 * kLine), with_row(index, 128, 128, 0, 128));
-      const Bytes d = lookup(line<Flip>(table + 3 * kLine), with_row(index, 128, 128, 128, 0));
-      return either(either(a, b), either(c, d));
+    if constexpr (Bits == 2) return lookup(line<Flip>(table), with_row(index, 0, 4, 8, 12));
+    if constexpr (Bits == 3) {
+      index = with_row(index, 0, 8, 0, 8);
+      return blend<0xcc>(lookup(line<Flip>(table), index), lookup(line<Flip>(table + kLine), index));
     }
+    if constexpr (Bits == 4) {
+      const Bytes a = lookup(line<Flip>(table), index), b = lookup(line<Flip>(table + kLine), index);
+      const Bytes c = lookup(line<Flip>(table + 2 * kLine), index), d = lookup(line<Flip>(table + 3 * kLine), index);
+      return blend<0xcc>(blend<0xaa>(a, b), blend<0xaa>(c, d));
+    }
+  }
+  template <int Rows>
+  static EDGE_INLINE Bytes blend(Bytes x, Bytes y) {
+    return make<Bytes>([&](int h) { return _mm256_blend_epi32(x.half[h], y.half[h], Rows); });
   }
   static EDGE_INLINE Bytes either(Bytes x, Bytes y) {
     return make<Bytes>([&](int h) { return _mm256_or_si256(x.half[h], y.half[h]); });
@@ -71,14 +74,12 @@ struct Avx2 : Avx2Lanes {
   }
 
   static EDGE_INLINE Bytes even_bytes(Bytes x, Bytes y) {
-    return make<Bytes>([&](int h) {
-      return _mm256_or_si256(_mm256_and_si256(x.half[h], _mm256_set1_epi16(0xff)), _mm256_slli_epi16(y.half[h], 8));
-    });
+    const __m256i even = _mm256_set1_epi16(0xff);
+    return make<Bytes>([&](int h) { return _mm256_blendv_epi8(_mm256_slli_epi16(y.half[h], 8), x.half[h], even); });
   }
   static EDGE_INLINE Bytes odd_bytes(Bytes x, Bytes y) {
-    return make<Bytes>([&](int h) {
-      return _mm256_or_si256(_mm256_srli_epi16(x.half[h], 8), _mm256_andnot_si256(_mm256_set1_epi16(0xff), y.half[h]));
-    });
+    const __m256i even = _mm256_set1_epi16(0xff);
+    return make<Bytes>([&](int h) { return _mm256_blendv_epi8(y.half[h], _mm256_srli_epi16(x.half[h], 8), even); });
   }
 
   static EDGE_INLINE Ints spread(int32_t value) { return {{_mm256_set1_epi32(value), _mm256_set1_epi32(value)}}; }
@@ -123,15 +124,26 @@ struct Avx2 : Avx2Lanes {
 
   template <class E, int Tokens, int Tiles>
   static EDGE_INLINE void dot(const Run& run, Ints (&sum)[Tokens][Tiles]) {
+    constexpr int wide = E::kPlanes == 2 ? 2 : 1;
+    Ints words[Tokens][wide];
+    EDGE_UNROLL for (int i = 0; i < Tokens * wide; ++i) words[i / wide][i % wide] = no_ints();
     const uint8_t* at = run.at;
     const int8_t* q = run.q;
     for (size_t step = 0; step < run.steps; ++step, at += kLine * E::kBits, q += E::kColumns) {
+      fetch_ahead<E::kBits>(at);
       if constexpr (kSmall<E>) {
         dot_small<E>(at, q, run.q_stride, sum);
       } else if constexpr (E::kPlanes == 2) {
-        dot_words<E>(at, run.table, q, run.q_stride, sum);
+        dot_words<E>(at, run.table, q, run.q_stride, words);
       } else {
         dot_bytes<E>(at, run.table, q, run.q_stride, sum);
+      }
+    }
+    if constexpr (E::kPlanes == 2) {
+      EDGE_UNROLL for (int i = 0; i < Tokens; ++i) {
+        const Ints rows =
+            make<Ints>([&](int h) { return _mm256_hadd_epi32(words[i][0].half[h], words[i][1].half[h]); });
+        sum[i][0] = add(sum[i][0], rows);
       }
     }
   }
@@ -174,31 +186,32 @@ struct Avx2 : Avx2Lanes {
     });
   }
 
-  // Two planes make words: of columns 0 and 2 of each row, and of columns 1 and 3.
+  // Two planes make words, rows 0 and 1 of every four and rows 2 and 3; each row has two sums until the end of the run.
   template <class E, int Tokens>
   static EDGE_INLINE void dot_words(const uint8_t* at, const uint8_t* table, const int8_t* q, size_t q_stride,
-                                    Ints (&sum)[Tokens][1]) {
+                                    Ints (&words)[Tokens][2]) {
     repeat<E::kQuads>([&](auto index) __attribute__((always_inline)) {
       constexpr int quad = decltype(index)::value;
       const Bytes low = E::template quad<Avx2, quad, 0, false>(at, table);
       const Bytes high = E::template quad<Avx2, quad, 1, true>(at, table);
-      const Bytes even = even_bytes(low, high), odd = odd_bytes(low, high);
+      const Bytes first = make<Bytes>([&](int h) { return _mm256_unpacklo_epi8(low.half[h], high.half[h]); });
+      const Bytes second = make<Bytes>([&](int h) { return _mm256_unpackhi_epi8(low.half[h], high.half[h]); });
       EDGE_UNROLL for (int i = 0; i < Tokens; ++i) {
-        const __m256i a = four(q + i * q_stride + 4 * quad);
-        const __m256i a_even = _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8), a_odd = _mm256_srai_epi16(a, 8);
+        const int32_t bytes = edge::load<int32_t>(q + i * q_stride + 4 * quad);
+        const __m256i a = _mm256_broadcastq_epi64(_mm_cvtepi8_epi16(_mm_cvtsi32_si128(bytes)));
         EDGE_UNROLL for (int h = 0; h < 2; ++h) {
-          __m256i& into = sum[i][0].half[h];
-          into = _mm256_add_epi32(into, _mm256_madd_epi16(even.half[h], a_even));
-          into = _mm256_add_epi32(into, _mm256_madd_epi16(odd.half[h], a_odd));
+          add_products(first.half[h], a, words[i][0].half[h]);
+          add_products(second.half[h], a, words[i][1].half[h]);
         }
       }
     });
   }
 
   static EDGE_INLINE __m256i four(const int8_t* q) { return _mm256_set1_epi32(edge::load<int32_t>(q)); }
-  static EDGE_INLINE void add_pairs(__m256i pairs, __m256i& into) {
-    into = _mm256_add_epi32(into, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  static EDGE_INLINE void add_products(__m256i x, __m256i y, __m256i& into) {
+    into = _mm256_add_epi32(into, _mm256_madd_epi16(x, y));
   }
+  static EDGE_INLINE void add_pairs(__m256i pairs, __m256i& into) { add_products(pairs, _mm256_set1_epi16(1), into); }
 };
 
 }  // namespace

@@ -101,6 +101,7 @@ struct Avx512Vnni : Avx512Lanes {
     const uint8_t* at = run.at;
     const int8_t* q = run.q;
     for (size_t step = 0; step < run.steps; ++step, at += kLine * E::kBits, q += E::kColumns) {
+      if constexpr (Tiles == 1) fetch_ahead<E::kBits>(at);
       repeat<E::kQuads * E::kPlanes>([&](auto index) __attribute__((always_inline)) {
         constexpr int quad = decltype(index)::value / E::kPlanes, plane = decltype(index)::value % E::kPlanes;
         Bytes values[Tiles];
