@@ -6,6 +6,7 @@ no symbol version, loads on every Android since 7.0 (API 24), and is aligned to 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.core.errors import EdgeError, UsageError, nearest
+from edge.core.files import cache_folder, full_disk_is_an_error
 from edge.kernels import elf
 
 PAGE = 16384
@@ -69,26 +71,40 @@ def find_compiler(target: str) -> Compiler:
 
 
 def cross_build(target: str, out: Path) -> Path:
-    """Build libedge_kernels.so for `target` as the file `out`, check it, and return its path.
+    """Build libedge_kernels.so for `target` as the file `out`, check it, and return its path; the cache keeps it.
 
     Raises `EdgeError`: kernels.no_cross_compiler (what to install), kernels.no_sources, kernels.cross_build (the
     compiler's message), kernels.cross_check (the result would not load on a phone).
     """
     compiler = find_compiler(target)
     root = sources()
+    kept = cache_folder() / f"kernels-{target}-{_digest(compiler, root)}.so"
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with full_disk_is_an_error(kept), tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+            os.replace(_build(compiler, root, Path(folder)), kept)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(
-                pool.map(lambda source: _compile(compiler, root, source, Path(folder)), _sources_for_arm(root))
-            )
-        stub = _stub_libc(compiler, Path(folder))
-        library = Path(folder) / "libedge_kernels.so"
-        soname = "-Wl,-soname,libedge_kernels.so"
-        _run(compiler, [*LINK, soname, *map(str, objects), str(stub), "-o", str(library)])
-        check(library)
-        shutil.copyfile(library, out)
+    shutil.copyfile(kept, out)
     return out
+
+
+def _digest(compiler: Compiler, root: Path) -> str:
+    """What a build follows from: another source, flag or compiler, another library."""
+    digest = hashlib.sha256(repr((compiler, COMPILE, LINK, ISA_FLAGS)).encode())
+    for part in ("include", "src", "bind/ort"):
+        for file in sorted((root / part).iterdir()):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _build(compiler: Compiler, root: Path, folder: Path) -> Path:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda source: _compile(compiler, root, source, folder), _sources_for_arm(root)))
+    library = folder / "libedge_kernels.so"
+    soname = "-Wl,-soname,libedge_kernels.so"
+    _run(compiler, [*LINK, soname, *map(str, objects), str(_stub_libc(compiler, folder)), "-o", str(library)])
+    check(library)
+    return library
 
 
 def check(library: Path) -> None:
