@@ -66,11 +66,11 @@ def main() -> None:
         program = compile_program(Path(folder))
         listing = disassemble(program)
         rows = [measure(program, listing, name, isa) for name in ENCODINGS for isa in isas_of(name)]
-    version = _run([f"{LLVM_BIN}llvm-mca", "--version"])
-    found = re.search(r"LLVM version \S+", version)
-    report = {"tool": found[0] if found else "llvm-mca", "rows": [row._asdict() for row in rows]}
+    version = re.search(r"LLVM version \S+", _run([f"{LLVM_BIN}llvm-mca", "--version"]))
+    tool = version[0] if version else "llvm-mca"
+    report = {"tool": tool, "rows": [row._asdict() for row in rows]}
     (HERE / "mca.json").write_text(json.dumps(report, indent=1) + "\n")
-    (HERE / "MCA.md").write_text(table(report["tool"], rows))
+    (HERE / "MCA.md").write_text(table(tool, rows))
 
 
 def compile_program(folder: Path) -> Path:
@@ -149,7 +149,7 @@ def table(tool: str, rows: list[Row]) -> str:
         "",
         f"Made by `mca.py` with {tool} and QEMU; not measured on silicon. A tile of {ROWS} rows and {COLUMNS} columns:",
         "bytes of the packed stream a cycle with one token, and products (of all weights, stored or not) a cycle with",
-        f"{PROMPT} tokens. Caches answer at once, no branch is mispredicted. its model of the M1 is that of an older",
+        f"{PROMPT} tokens. Caches answer at once, no branch is mispredicted. Its model of the M1 is that of an older",
         "Apple core with three vector units; the M1 has four.",
         "",
         f"| encoding | bits a weight | kernel | {' | '.join(heads)} |",

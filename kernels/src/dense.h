@@ -108,7 +108,7 @@ EDGE_INLINE void store_tile(const LinearTask& task, size_t tile, size_t token, t
   memcpy(out, lanes, count * sizeof(float));
 }
 
-// Calls run<E>() with the encoding of a codebook's tables: bits and dim belong to the kernel, the rest to the matrix.
+// body(E()) with the encoding of a codebook of dim 1: bits belong to the kernel, the rest to the matrix.
 template <uint32_t Bits, class Body>
 EDGE_INLINE void with_scalars(const Geometry& m, const Body& body) {
   if (m.entry == EDGE_INT16_ENTRIES) {

@@ -28,7 +28,7 @@ struct NeonQuarter {
   }
   template <int Shift>
   static EDGE_INLINE Bytes with_bit2(Bytes x, Bytes y) {
-    return vorrq_u8(x, vandq_u8(shifted<Shift>(y), vdupq_n_u8(4)));
+    return vbslq_u8(vdupq_n_u8(4), shifted<Shift>(y), x);
   }
   static EDGE_INLINE Bytes flipped(Bytes x) { return veorq_u8(x, vdupq_n_u8(128)); }
 

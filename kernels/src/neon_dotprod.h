@@ -19,7 +19,7 @@ struct NeonDotprod : Neon {
   template <class E>
   static constexpr int kTiles = 1;
   template <class E, int Tiles>
-  static constexpr int kTokens = 8;
+  static constexpr int kTokens = E::kOneLookup ? 8 : 4;
   template <class E>
   static constexpr bool kEveryCount = false;
   template <class E>

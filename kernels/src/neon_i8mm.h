@@ -20,7 +20,9 @@ struct NeonI8mm : Neon {
   template <class E>
   static constexpr int kTiles = 1;
   template <class E, int Tiles>
-  static constexpr int kTokens = E::kTables ? 8 : 16;
+  static constexpr int kTokens = !E::kTables     ? 16
+                                 : E::kOneLookup ? 8
+                                                 : 4;
   template <class E>
   static constexpr bool kEveryCount = false;
   template <class E>
