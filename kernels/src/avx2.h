@@ -116,8 +116,6 @@ struct Avx2 : Avx2Lanes {
   template <class E, int Tiles>
   static constexpr int kTokens = 4;
   template <class E>
-  static constexpr bool kEveryCount = !E::kTables;
-  template <class E>
   static constexpr int32_t kOffset = kSmall<E>         ? 0
                                      : E::kPlanes == 2 ? 32768
                                                        : 128;

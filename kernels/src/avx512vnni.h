@@ -88,8 +88,6 @@ struct Avx512Vnni : Avx512Lanes {
   template <class E, int Tiles>
   static constexpr int kTokens = Tiles == 1 ? 8 : 4;
   template <class E>
-  static constexpr bool kEveryCount = !E::kTables;
-  template <class E>
   static constexpr int32_t kOffset = 0;
 
   template <class E, int Tokens, int Tiles>

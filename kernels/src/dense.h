@@ -15,9 +15,8 @@
 //
 // and for products with int8 activations
 //
-//   kTokens<E, Tiles>        the most tokens of a block
+//   kTokens<E, Tiles>        the most tokens of a block, a power of two
 //   kTiles<E>                tiles of a block for many tokens
-//   kEveryCount<E>           it has blocks of every number of tokens up to kTokens, not just of powers of two
 //   kOffset<E>               what `dot` takes off every value that encoding E stores (128 for flipped bytes)
 //   dot<E>(run, sum)         adds the products of a run of steps to sum[tokens][tiles]
 //

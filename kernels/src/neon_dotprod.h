@@ -21,8 +21,6 @@ struct NeonDotprod : Neon {
   template <class E, int Tiles>
   static constexpr int kTokens = E::kOneLookup ? 8 : 4;
   template <class E>
-  static constexpr bool kEveryCount = false;
-  template <class E>
   static constexpr int32_t kOffset = !kFlip<Sdot, E>   ? 0
                                      : E::kPlanes == 2 ? 128 * 256 + 128
                                                        : 128;

@@ -24,8 +24,6 @@ struct NeonI8mm : Neon {
                                  : E::kOneLookup ? 8
                                                  : 4;
   template <class E>
-  static constexpr bool kEveryCount = false;
-  template <class E>
   static constexpr int32_t kOffset = 0;
 
   template <class E, int Tokens>

@@ -7,6 +7,9 @@
 namespace edge {
 namespace {
 
+// Loops over 64 bytes that each kernel calls: inlined, they would make a library of megabytes.
+#define EDGE_APART __attribute__((noinline))
+
 struct Portable : PortableLanes {
   struct Bytes {
     uint8_t lane[kLine];
@@ -22,36 +25,36 @@ struct Portable : PortableLanes {
 
   static EDGE_INLINE Bytes atom(const uint8_t* from) { return edge::load<Bytes>(from); }
   template <int Shift, int Mask>
-  static EDGE_INLINE Bytes field(const Bytes& x) {
+  static EDGE_APART Bytes field(const Bytes& x) {
     return each([&](size_t i) { return (x.lane[i] >> Shift) & Mask; });
   }
   template <int Shift>
-  static EDGE_INLINE Bytes with_bit2(const Bytes& x, const Bytes& y) {
+  static EDGE_APART Bytes with_bit2(const Bytes& x, const Bytes& y) {
     return each([&](size_t i) { return x.lane[i] | (((y.lane[i] << 2) >> (Shift + 2)) & 4); });
   }
-  static EDGE_INLINE Bytes flipped(const Bytes& x) {
+  static EDGE_APART Bytes flipped(const Bytes& x) {
     return each([&](size_t i) { return x.lane[i] ^ 128; });
   }
   template <bool Flip>
   static EDGE_INLINE Bytes line(const uint8_t* table) {
     return Flip ? flipped(atom(table)) : atom(table);
   }
-  static EDGE_INLINE Bytes lookup(const Bytes& table, const Bytes& index) {
+  static EDGE_APART Bytes lookup(const Bytes& table, const Bytes& index) {
     return each([&](size_t i) { return table.lane[i / 16 * 16 + index.lane[i]]; });
   }
   // Entry e of a row: the four rows of a lane have their tables one after the other, over 16 bytes of 1, 2 or 4 lines.
   template <uint32_t Bits, bool Flip>
-  static EDGE_INLINE Bytes lookup_rows(const uint8_t* table, const Bytes& index) {
+  static EDGE_APART Bytes lookup_rows(const uint8_t* table, const Bytes& index) {
     const Bytes found = each([&](size_t i) {
       const size_t entry = (i / 4 % 4 << Bits) + index.lane[i];
       return table[entry / 16 * kLine + i / 16 * 16 + entry % 16];
     });
     return Flip ? flipped(found) : found;
   }
-  static EDGE_INLINE Bytes even_bytes(const Bytes& x, const Bytes& y) {
+  static EDGE_APART Bytes even_bytes(const Bytes& x, const Bytes& y) {
     return each([&](size_t i) { return i % 2 ? y.lane[i - 1] : x.lane[i]; });
   }
-  static EDGE_INLINE Bytes odd_bytes(const Bytes& x, const Bytes& y) {
+  static EDGE_APART Bytes odd_bytes(const Bytes& x, const Bytes& y) {
     return each([&](size_t i) { return i % 2 ? y.lane[i] : x.lane[i + 1]; });
   }
 
@@ -88,8 +91,6 @@ struct Portable : PortableLanes {
   static constexpr int kTiles = 1;
   template <class E, int Tiles>
   static constexpr int kTokens = 2;
-  template <class E>
-  static constexpr bool kEveryCount = false;
   template <class E>
   static constexpr int32_t kOffset = 0;
 
