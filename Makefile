@@ -50,7 +50,7 @@ sanitize: checked-kernels
 
 fuzz: checked-kernels .venv/ready-fuzz
 	clang++ -std=c++17 $(CHECKED) -fsanitize=fuzzer,$(SANITIZERS) -Ikernels/include kernels/fuzz/fuzz_packed.cpp \
-	  $(CHECKED_LIBRARY) -o build/checked/fuzz_packed
+	  $(CHECKED_LIBRARY) -Wl,-rpath,$(dir $(CHECKED_LIBRARY)) -o build/checked/fuzz_packed
 	$(BIN)/python kernels/fuzz/corpus.py build/checked/seeds
 	mkdir -p build/checked/corpus build/checked/python-corpus
 	build/checked/fuzz_packed -max_total_time=$(FUZZ_SECONDS) -timeout=60 -artifact_prefix=build/checked/ \
