@@ -52,8 +52,8 @@ EDGE_INLINE float float_from_bits(uint32_t bits) {
   return load<float>(&bits);
 }
 
-// IEEE half precision, as stored.
-struct Half {
+// IEEE half precision, as stored: packed weights may lie at an odd address.
+struct __attribute__((packed)) Half {
   uint16_t bits;
 };
 
