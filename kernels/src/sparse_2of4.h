@@ -20,6 +20,7 @@ EDGE_INLINE void add_2of4_step(const uint8_t* step, const int8_t* q, size_t q_st
   constexpr uint32_t first_quads = 0x04040000,
                      last_quads = 0x0c0c0808;  // where a row's four quads begin, of 16 columns
   const typename V::Bytes positions = V::atom(step);
+  if constexpr (Tokens == 1) fetch_ahead<1 + Bits / 2>(step);
   repeat<2>([&](auto half_step) __attribute__((always_inline)) {
     constexpr size_t half = decltype(half_step)::value;
     const auto first = V::joined(V::template field<4 * half, 3>(positions), V::rows_of(first_quads));

@@ -38,6 +38,7 @@ template <class V, uint32_t Bits, size_t Width, int Tokens, bool MayBeDead>
 EDGE_INLINE void add_unit(const BlockGroup& group, size_t unit, bool live, SignedSums<V, Tokens>& sums) {
   using Unit = BlockUnit<Bits, Width>;
   const size_t mask = size_t{0} - live;
+  if constexpr (Tokens == 1) fetch_ahead<Unit::kBytes / kLine>(group.values + unit * Unit::kBytes);
   size_t column[Unit::kBlocks];
   EDGE_UNROLL for (size_t b = 0; b < Unit::kBlocks; ++b) {
     column[b] = load<uint16_t>(group.indices + 2 * (unit * Unit::kBlocks + b)) * Width;

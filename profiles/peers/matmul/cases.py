@@ -100,6 +100,7 @@ def _decode() -> Iterator[Case]:
     others = (GroupMixed(64, LARGE[0] // 64 // 4), Sparse("2:4", 4, 64))
     yield from (Case(encoding, shape) for encoding in (*affine, *half, *tables, *more_tables, *others))
     yield from _block_sparse(shape)
+    yield from (Case(Sparse("16x8", 4, 128), shape, density=density) for density in (0.25, 0.1))
     yield Case(Sparse("16x4", 4, 64), shape, density=0.25)
     yield Case(FOUR, shape, isa="avx2")
     yield from (Case(encoding, shape, activations="f32") for encoding in (FOUR, Codebook(4)))
