@@ -18,30 +18,15 @@ from edge.core.concatenate import concatenate_rows
 from edge.core.errors import EdgeError
 from edge.core.target import Kernels, KvCacheType
 from edge.core.weight import CompressedTensor, Encoding
+from edge.exporters._fusion import fused_name
 from edge.exporters.onnx.builder import GraphBuilder
 from edge.exporters.onnx.linear import operators
 from edge.models.checkpoint import Checkpoint
-from edge.models.spec import Attention, DecoderSpec, Layer, Linear, Mlp, Norm
+from edge.models.spec import Attention, Layer, Linear, Mlp, Norm
 from edge.models.torch_model import rope_tables
 
 MICROSOFT = "com.microsoft"
 INT64_MAX = np.iinfo(np.int64).max
-
-
-def fused_linears(spec: DecoderSpec) -> list[tuple[str, tuple[Linear, ...]]]:
-    """Every group of matrices that share an input, with the layer name that it has in the graph."""
-    groups = []
-    for layer in spec.layers:
-        groups.append((fused_name(layer.attention.qkv, "qkv_proj"), layer.attention.qkv))
-        groups.append((layer.attention.o.name, (layer.attention.o,)))
-        groups.append((fused_name(layer.mlp.up, "gate_up_proj"), layer.mlp.up))
-        groups.append((layer.mlp.down.name, (layer.mlp.down,)))
-    return groups
-
-
-def fused_name(linears: Sequence[Linear], name: str) -> str:
-    """`model.layers.0.self_attn.qkv_proj` for q_proj, k_proj and v_proj; a matrix alone keeps its own name."""
-    return linears[0].name if len(linears) == 1 else f"{linears[0].name.rpartition('.')[0]}.{name}"
 
 
 @dataclass(frozen=True)

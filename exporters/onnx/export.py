@@ -14,9 +14,10 @@ from edge import __version__
 from edge.core.bundle import KvCache, Manifest
 from edge.core.errors import UsageError
 from edge.core.target import Kernels, KvCacheType
+from edge.exporters._fusion import is_fused
 from edge.exporters.onnx.builder import DATA, MODEL, GraphBuilder
 from edge.exporters.onnx.decoder import DecoderGraph, check_attention
-from edge.exporters.onnx.fused import FusedDecoderGraph, is_fused
+from edge.exporters.onnx.fused import FusedDecoderGraph
 from edge.exporters.onnx.linear import refuse_unserved
 from edge.exporters.onnx.readback import codes_equal
 from edge.exporters.onnx.slow_path import slow_nodes

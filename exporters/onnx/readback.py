@@ -11,7 +11,7 @@ from edge.core.bundle import Manifest
 from edge.core.concatenate import concatenate_rows
 from edge.core.errors import EdgeError
 from edge.core.weight import CompressedTensor, Dense
-from edge.exporters.onnx.decoder import fused_linears
+from edge.exporters._fusion import fused_linears
 from edge.exporters.onnx.linear import operators
 from edge.models.checkpoint import Checkpoint
 
