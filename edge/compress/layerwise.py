@@ -90,6 +90,6 @@ class LayerwiseRun:
                 put(self.model, name, store.read(name).float().clone())
                 continue
             encoding = self.job.tasks[name].options.encoding
-            turned, shape = name in self.job.checkpoint.transposed, self.job.checkpoint.matrix_shape(name)
+            turned, shape = name in self.job.checkpoint.spec.transposed, self.job.checkpoint.matrix_shape(name)
             dense = from_stored(name, shape, encoding, store.read, stored_names(name, shape, encoding)).dequantize()
             put(self.model, name, torch.from_numpy(dense.T.copy() if turned else dense))

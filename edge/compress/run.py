@@ -51,6 +51,11 @@ def compress(
         raise EdgeError("compress.twice", f"{source} is compressed already", "start from the original checkpoint")
     tasks = plan(recipe, checkpoint.spec.matrices())
     calibrated = any(task.method.CALIBRATED for task in tasks.values())
+    if calibrated and checkpoint.spec.task != "decoder":
+        message = (
+            f"{recipe.name} needs calibration, which walks through decoders only: this is {checkpoint.spec.model_type}"
+        )
+        raise EdgeError("compress.calibration", message, "use a recipe without calibration, such as int4 or int8")
     text = read_text(recipe.calibration, calibration_text) if calibrated else None
     job = Job(checkpoint, recipe, tasks, text)
     with atomic_folder(output, force=force, resume=True) as folder:
@@ -70,11 +75,7 @@ class Job:
     @cached_property
     def units(self) -> list[list[str]]:
         """Names of the tensors of every unit, in the order of the data."""
-        spec = self.checkpoint.spec
-        modules = [[spec.embedding, spec.position_embedding], *([layer.name] for layer in spec.layers)]
-        modules.append([spec.final_norm.name, spec.head])
-        prefixes = [tuple(f"{name}." for name in unit if name) for unit in modules]
-        return [[name for name in self.checkpoint.names() if name.startswith(prefix)] for prefix in prefixes]
+        return self.checkpoint.spec.units(self.checkpoint.names())
 
     def run(self, folder: Path) -> None:
         """Fill `folder`, leaving out the units that are there."""

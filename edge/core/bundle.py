@@ -10,7 +10,7 @@ import msgspec
 
 from edge.core.errors import EdgeError
 from edge.core.files import SCHEMA, read_json, sha256, write_json
-from edge.core.target import Kernels, KvCacheType
+from edge.core.target import Kernels, KvCacheType, Task
 from edge.core.weight import Encoding
 
 MANIFEST = "manifest.json"
@@ -45,11 +45,15 @@ class Gates(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a bundle is. Everything in it follows from the inputs: no time stamps, no host names."""
+    """What a bundle is. Everything in it follows from the inputs: no time stamps, no host names.
+
+    start_token_ids: what the decoder of an encoder-decoder begins with. kv_cache: None for a model without one.
+    """
 
     schema: int = SCHEMA
     name: str
     architecture: str
+    task: Task = "decoder"
     target: str
     runtime: str
     kernels: Kernels
@@ -58,7 +62,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int
     eos_token_ids: list[int]
     bos_token_id: int | None
-    kv_cache: KvCache
+    kv_cache: KvCache | None = None
+    start_token_ids: list[int] = msgspec.field(default_factory=list)
     source: str
     source_sha256: str
     recipe: dict[str, Any]

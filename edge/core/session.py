@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -14,6 +14,7 @@ from edge.core.bundle import Bundle
 from edge.core.errors import UsageError
 
 Logits = NDArray[np.float32]
+Inputs = Mapping[str, NDArray[Any]]
 
 
 class SessionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,10 +52,29 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
-class Runtime(Protocol):
-    """A module of `edge.runtimes`."""
+class EncoderDecoderSession(Session, Protocol):
+    """A session whose answers depend on a source: text or speech."""
 
-    def open(self, bundle: Bundle, options: SessionOptions) -> Session: ...
+    def encode(self, inputs: Inputs) -> None:
+        """Read the source, such as `input_ids` and `attention_mask` [1, n]. The next `prefill` starts the answer."""
+
+
+class ForwardSession(Protocol):
+    """An encoder or a vision model: everything in one call."""
+
+    def run(self, inputs: Inputs) -> NDArray[np.float32]:
+        """The model's first output for a batch of one: hidden states [1, n, hidden] or logits [1, ..]."""
+
+    def end_profile(self) -> list[OperatorTime]:
+        """Per-operator rows since the session was opened with `profile_path`."""
+
+    def close(self) -> None: ...
+
+
+class Runtime(Protocol):
+    """A module of `edge.runtimes`. What it opens follows from the manifest's `task`."""
+
+    def open(self, bundle: Bundle, options: SessionOptions) -> Session | EncoderDecoderSession | ForwardSession: ...
 
     def versions(self) -> dict[str, str]: ...
 

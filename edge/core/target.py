@@ -8,6 +8,7 @@ import msgspec
 
 Kernels = Literal["edge", "builtin"]
 KvCacheType = Literal["float32", "float16", "int8"]
+Task = Literal["decoder", "encoder_decoder", "encoder", "vision"]
 
 
 class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

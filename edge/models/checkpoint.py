@@ -20,8 +20,9 @@ from edge.core.errors import EdgeError, UsageError
 from edge.core.weight import Compressed, CompressedTensor, Dense
 from edge.models import folder as hf_folder
 from edge.models import hub
+from edge.models.any_model import StateStore, read_model
 from edge.models.describe import describe, tensor_shapes
-from edge.models.spec import DecoderSpec, Linear
+from edge.models.spec import DecoderSpec, Linear, Spec
 from edge.models.store import TensorStore, damaged
 from edge.models.stored import from_stored, stored_names
 
@@ -58,7 +59,7 @@ class Checkpoint:
         self.source = source
         self.origin = settings.source if settings and settings.source else origin_of(source)
         self.config = config
-        self.spec: DecoderSpec = describe(config)
+        self.spec: Spec = describe(config)
         self.recipe: dict[str, Any] | None = settings.recipe if settings else None
         self.activations: Literal["a8", "f32"] = settings.activations if settings else "f32"
         self.compressed = settings is not None
@@ -67,7 +68,6 @@ class Checkpoint:
         self._write_tokenizer = write_tokenizer
         self._generation = generation
         self._shapes = tensor_shapes(self.spec)
-        self.transposed = {m.weight for layer in self.spec.layers for g in layer.linears() for m in g if m.transposed}
         self._stored_names = _match(store.shapes(), self._shapes, self._compressed_parts(), self.spec)
 
     @property
@@ -112,7 +112,7 @@ class Checkpoint:
 
     def matrix_shape(self, name: str) -> tuple[int, int]:
         """[out_features, in_features] (or [vocabulary, hidden]) of a matrix, however it is stored."""
-        rows, columns = self._shapes[name][::-1] if name in self.transposed else self._shapes[name]
+        rows, columns = self._shapes[name][::-1] if name in self.spec.transposed else self._shapes[name]
         return rows, columns
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -122,7 +122,7 @@ class Checkpoint:
         """
         if name in self.encodings:
             dense = torch.from_numpy(self.matrix(name).dequantize())
-            return dense.T.contiguous() if name in self.transposed else dense
+            return dense.T.contiguous() if name in self.spec.transposed else dense
         (stored,) = self._stored_names[name]
         tensor = self._store.read(stored)
         if not tensor.is_floating_point():
@@ -139,7 +139,7 @@ class Checkpoint:
         if name in self.encodings:
             return self._compressed(name)
         tensor = self.tensor(name)
-        tensor = (tensor.T if name in self.transposed else tensor).contiguous()
+        tensor = (tensor.T if name in self.spec.transposed else tensor).contiguous()
         if tensor.dtype not in DTYPE_NAMES:
             tensor = tensor.float()
         values = tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
@@ -219,8 +219,10 @@ def _open_file(path: Path) -> Checkpoint:
 
 def _open_folder(folder: Path, source: str) -> Checkpoint:
     config = hf_folder.load_config(folder)
-    store = hf_folder.open_weights(folder)
+    store: TensorStore = hf_folder.open_weights(folder)
     settings = _settings(folder, hf_folder.read_config(folder))
+    if settings is None and not isinstance(describe(config), DecoderSpec):
+        store = StateStore(store.files, read_model(config, folder))
     generation = hf_folder.read_generation(folder)
     return Checkpoint(source, config, store, partial(hf_folder.copy_tokenizer, folder), generation, settings)
 
@@ -248,7 +250,7 @@ def _match(
     stored: Mapping[str, tuple[int, ...]],
     expected: Mapping[str, tuple[int, ...]],
     compressed: Mapping[str, list[str]],
-    spec: DecoderSpec,
+    spec: Spec,
 ) -> dict[str, list[str]]:
     """For every expected tensor the stored ones that hold it; `compressed` has the parts of matrices.
 
@@ -272,12 +274,11 @@ def _match(
     return names
 
 
-def _refuse_foreign(stored: Mapping[str, tuple[int, ...]], names: dict[str, list[str]], spec: DecoderSpec) -> None:
+def _refuse_foreign(stored: Mapping[str, tuple[int, ...]], names: dict[str, list[str]], spec: Spec) -> None:
     """A tensor that no part of the description asks for means that the description is wrong: never drop it silently."""
     used = {part for parts in names.values() for part in parts}
     for name in stored:
-        tied_copy = spec.tied and name == f"{spec.head}.weight"
-        if name not in used and not tied_copy and not IGNORED.fullmatch(name):
+        if name not in used and name not in spec.tied_copies and not IGNORED.fullmatch(name):
             message = f"the tensor '{name}' has no place in a {spec.model_type} model"
             raise EdgeError("checkpoint.foreign_tensor", message, "adapters, extra heads and MoE are not supported")
 

@@ -50,6 +50,8 @@ class CompressedWeight(nn.Module):
     The dequantized matrix is made at first use and kept while `cache` is true: a reference should be fast.
     """
 
+    weight = None  # some models (T5) ask for the type of a weight, and go on without one
+
     def __init__(self, rows: int, columns: int, encoding: Compressed) -> None:
         super().__init__()
         self.rows, self.columns, self.encoding, self.cache = rows, columns, encoding, True
@@ -126,11 +128,27 @@ class CompressedEmbedding(CompressedWeight):
 class TiedHead(nn.Module):
     """A head that is the embedding's own table: nothing of its own to store or to load."""
 
-    def __init__(self, embedding: CompressedEmbedding, activations: Activations) -> None:
+    def __init__(
+        self, embedding: CompressedEmbedding, activations: Activations, bias: nn.Parameter | None = None
+    ) -> None:
         super().__init__()
         self.activations: Activations = activations
+        self.bias = bias
         self._source = (embedding,)  # in a tuple: not a submodule, whose tensors would be listed twice
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         (table,) = self._source
-        return emulated_linear(x.float(), table.dense(), self.activations, table.encoding.group_size).to(x.dtype)
+        y = emulated_linear(x.float(), table.dense(), self.activations, table.encoding.group_size)
+        return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
+
+
+class TiedEmbedding(nn.Module):
+    """A second place that looks words up in a table, such as a decoder that shares its encoder's."""
+
+    def __init__(self, embedding: CompressedEmbedding) -> None:
+        super().__init__()
+        self._source = (embedding,)  # see TiedHead
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        (table,) = self._source
+        return table(ids)

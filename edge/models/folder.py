@@ -29,6 +29,10 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "chat_template.jinja",
     "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "modules.json",
+    "1_Pooling/config.json",
 )
 
 
@@ -51,7 +55,7 @@ def read_config(folder: Path) -> Json:
         config = msgspec.json.decode(path.read_bytes(), type=dict)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise damaged(path, str(error)) from error
-    check_model_type(str(config.get("model_type")), str(path))
+    check_model_type(str(config.get("model_type")), str(path), config.get("architectures") or ())
     return config
 
 
@@ -109,9 +113,10 @@ class _Index(msgspec.Struct):
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy tokenizer, chat templates and generation configuration as they are."""
+    """Copy tokenizer, chat templates, preprocessing and generation configuration as they are."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
+            (target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, target / name)
     if (source / "additional_chat_templates").is_dir():
         shutil.copytree(source / "additional_chat_templates", target / "additional_chat_templates", dirs_exist_ok=True)

@@ -44,7 +44,7 @@ class GgufStore:
         self._processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
         spec = describe(config)
         self._tensors = _by_hf_name(path, reader, spec, architecture)
-        self._turned = {m.weight for layer in spec.layers for g in layer.linears() for m in g if m.transposed}
+        self._turned = spec.transposed
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         # GGUF lists dimensions from the fastest on; the processor turns Conv1D's matrices once more.

@@ -15,10 +15,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from edge.core.files import SCHEMA
 from edge.core.parts import ANY
 from edge.core.weight import Compressed
-from edge.models.compressed_modules import CompressedEmbedding, CompressedWeight, TiedHead
+from edge.models.compressed_modules import CompressedWeight
 from edge.models.describe import describe
 from edge.models.safetensors_store import SafetensorsStore
-from edge.models.torch_model import hollow
+from edge.models.torch_model import empty_model, hollow, tie
 
 METHOD = "edge"
 
@@ -44,22 +44,32 @@ class EdgeQuantizer(HfQuantizer):
         stored = SafetensorsStore([Path(path) for path in checkpoint_files or []]).shapes()
         encodings = msgspec.convert(self.quantization_config.encodings, dict[str, Compressed])
         spec, activations = describe(model.config), self.quantization_config.activations
-        turned = {m.weight for layer in spec.layers for group in layer.linears() for m in group if m.transposed}
+        parents = set()
         for name, encoding in encodings.items():
             path = name.removesuffix(".weight")
             module = model.get_submodule(path)
-            rows, columns = module.weight.shape[::-1] if name in turned else module.weight.shape
+            rows, columns = module.weight.shape[::-1] if name in spec.transposed else module.weight.shape
             with torch.device("meta"):
                 compressed = hollow(module, (rows, columns), encoding, activations)
                 _resize(compressed, path, stored)
             model.set_submodule(path, compressed)
             # Initialisers of some parents (GPT-2) reach for their children's `weight`, which is no more.
-            model.get_submodule(path.rpartition(".")[0])._is_hf_initialized = True
-        embedding = model.get_submodule(spec.embedding)
-        if spec.tied and isinstance(embedding, CompressedEmbedding):
-            model.set_submodule(spec.head, TiedHead(embedding, activations))
-            model._tied_weights_keys = {}
-            model.all_tied_weights_keys = {}
+            parents.add(parent := path.rpartition(".")[0])
+            model.get_submodule(parent)._is_hf_initialized = True
+        self._parents = parents
+        tied = {copy: name for copy, name in spec.tied_copies.items() if name in encodings}
+        if tied:
+            tie(model, spec, activations)
+            kept = {copy: name for copy, name in model.all_tied_weights_keys.items() if copy not in tied}
+            model._tied_weights_keys = model.all_tied_weights_keys = kept
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        """Buffers that no file holds, such as BERT's positions: computed in a model that has its own modules."""
+        whole = empty_model(model.config, describe(model.config))
+        for path in self._parents:
+            buffers = whole.get_submodule(path)._buffers
+            model.get_submodule(path)._buffers.update(buffers)
+        return model
 
     def is_serializable(self) -> bool:
         return True

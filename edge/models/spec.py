@@ -6,10 +6,14 @@ are module paths of the Hugging Face model (`model.layers.0.self_attn.q_proj`); 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from edge.core.target import Task
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
+MatrixKind = Literal["linear", "embedding", "head"]
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,62 @@ class DecoderSpec:
     embedding_scale: float = 1.0
     position_embedding: str | None = None
     logit_softcap: float = 0.0
+    task: ClassVar[Task] = "decoder"
 
-    def matrices(self) -> list[tuple[str, Literal["linear", "embedding", "head"]]]:
+    @property
+    def tied_copies(self) -> dict[str, str]:
+        """Tensors that are another one under a second name, with that other's name."""
+        return {f"{self.head}.weight": f"{self.embedding}.weight"} if self.tied else {}
+
+    @property
+    def transposed(self) -> frozenset[str]:
+        """Weights that the checkpoint stores as [in, out]."""
+        return frozenset(m.weight for layer in self.layers for group in layer.linears() for m in group if m.transposed)
+
+    def units(self, names: Sequence[str]) -> list[list[str]]:
+        """Tensors that are compressed together: the embeddings, every layer, the rest (final norm and head)."""
+        modules = [[self.embedding, self.position_embedding], *([layer.name] for layer in self.layers)]
+        modules.append([self.final_norm.name, self.head])
+        prefixes = [tuple(f"{name}." for name in unit if name) for unit in modules]
+        return [[name for name in names if name.startswith(prefix)] for prefix in prefixes]
+
+    def matrices(self) -> list[tuple[str, MatrixKind]]:
         """Name and kind of every compressible weight, in the order of the data."""
         inner = [(m.weight, "linear") for layer in self.layers for group in layer.linears() for m in group]
         head = [] if self.tied else [(f"{self.head}.weight", "head")]
         return [(f"{self.embedding}.weight", "embedding"), *inner, *head]  # type: ignore[list-item]
+
+
+@dataclass(frozen=True)
+class ModuleSpec:
+    """Any other transformers model, known by walking its modules (`any_model.py`) instead of by an adapter.
+
+    shapes: every tensor of a checkpoint, tied ones once. kinds: the matrices that compress. layers: module paths that
+    hold a layer each. inputs: main input first. context_length and vocab_size are 0 for a model that takes no text.
+    """
+
+    model_type: str
+    task: Task
+    class_name: str
+    base_path: str
+    inputs: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    kinds: Mapping[str, MatrixKind]
+    layers: tuple[str, ...]
+    tied_copies: Mapping[str, str]
+    transposed: frozenset[str]
+    context_length: int
+    vocab_size: int
+
+    def units(self, names: Sequence[str]) -> list[list[str]]:
+        """Tensors that are compressed together: what is in no layer, then every layer."""
+        units = [[name for name in names if name.startswith(f"{layer}.")] for layer in self.layers]
+        inside = {name for unit in units for name in unit}
+        return [[name for name in names if name not in inside], *units]
+
+    def matrices(self) -> list[tuple[str, MatrixKind]]:
+        """Name and kind of every compressible weight, in the order of the modules."""
+        return list(self.kinds.items())
+
+
+Spec = DecoderSpec | ModuleSpec

@@ -9,15 +9,17 @@ from torch import nn
 
 from edge.core.errors import EdgeError, UsageError
 from edge.core.weight import Compressed
+from edge.models.any_model import model_class
 from edge.models.compressed_modules import (
     Activations,
     CompressedEmbedding,
     CompressedLinear,
     CompressedWeight,
+    TiedEmbedding,
     TiedHead,
 )
 from edge.models.describe import describe
-from edge.models.spec import DecoderSpec
+from edge.models.spec import DecoderSpec, Spec
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -34,8 +36,7 @@ def build_model(checkpoint: Checkpoint) -> PreTrainedModel:
     """
     model = empty_model(checkpoint.config, checkpoint.spec)
     fill(model, checkpoint, checkpoint.names())
-    if checkpoint.spec.tied:
-        tie_head(model, checkpoint.spec, checkpoint.activations)
+    tie(model, checkpoint.spec, checkpoint.activations)
     checkpoint.release()
     left = [name for name, tensor in _state(model) if tensor.is_meta]
     if left:
@@ -43,16 +44,11 @@ def build_model(checkpoint: Checkpoint) -> PreTrainedModel:
     return model
 
 
-def empty_model(config: PretrainedConfig, spec: DecoderSpec) -> PreTrainedModel:
+def empty_model(config: PretrainedConfig, spec: Spec) -> PreTrainedModel:
     """The model without weights (on the meta device); what it computes by itself, such as rotary tables, is there."""
-    from transformers import AutoModelForCausalLM
-
     plain = type(config).from_dict({k: v for k, v in config.to_dict().items() if k != "quantization_config"})
-    capped = any(layer.attention.softcap for layer in spec.layers)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            plain, dtype=torch.float32, attn_implementation="eager" if capped else "sdpa"
-        )
+        model = _from_config(plain, spec)
     for module in model.modules():
         own = [name for name, _ in module.named_buffers(recurse=False)]
         for name in own:
@@ -61,6 +57,16 @@ def empty_model(config: PretrainedConfig, spec: DecoderSpec) -> PreTrainedModel:
             with torch.no_grad():
                 model._init_weights(module)
     return model.eval().requires_grad_(False)
+
+
+def _from_config(config: PretrainedConfig, spec: Spec) -> PreTrainedModel:
+    if not isinstance(spec, DecoderSpec):
+        return model_class(config)._from_config(config, dtype=torch.float32)
+    from transformers import AutoModelForCausalLM
+
+    capped = any(layer.attention.softcap for layer in spec.layers)
+    attention = "eager" if capped else "sdpa"
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
 
 
 def fill(model: nn.Module, checkpoint: Checkpoint, names: list[str]) -> None:
@@ -78,9 +84,13 @@ def fill(model: nn.Module, checkpoint: Checkpoint, names: list[str]) -> None:
 
 
 def put(model: nn.Module, name: str, values: torch.Tensor) -> None:
-    """Make `values` the parameter `name` of the model."""
+    """Make `values` the parameter, or the buffer, `name` of the model."""
     path, _, leaf = name.rpartition(".")
-    model.get_submodule(path)._parameters[leaf] = nn.Parameter(values, requires_grad=False)
+    module = model.get_submodule(path)
+    if leaf in module._buffers:
+        module._buffers[leaf] = values
+    else:
+        module._parameters[leaf] = nn.Parameter(values, requires_grad=False)
 
 
 def hollow(
@@ -97,13 +107,18 @@ def hollow(
     return linear
 
 
-def tie_head(model: nn.Module, spec: DecoderSpec, activations: Activations) -> None:
-    """Let a tied head use the embedding's tensor."""
-    embedding = model.get_submodule(spec.embedding)
-    if isinstance(embedding, CompressedEmbedding):
-        model.set_submodule(spec.head, TiedHead(embedding, activations))
-    else:
-        model.get_submodule(spec.head)._parameters["weight"] = embedding.weight
+def tie(model: nn.Module, spec: Spec, activations: Activations) -> None:
+    """Let tensors that are another one under a second name share it."""
+    for copy, name in spec.tied_copies.items():
+        path, _, leaf = copy.rpartition(".")
+        source_path, _, source_leaf = name.rpartition(".")
+        source, module = model.get_submodule(source_path), model.get_submodule(path)
+        if not isinstance(source, CompressedEmbedding):
+            module._parameters[leaf] = getattr(source, source_leaf)
+        elif isinstance(module, nn.Embedding):
+            model.set_submodule(path, TiedEmbedding(source))
+        else:
+            model.set_submodule(path, TiedHead(source, activations, getattr(module, "bias", None)))
 
 
 def rope_tables(config: PretrainedConfig, context_length: int) -> RopeTables:
