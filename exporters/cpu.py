@@ -8,8 +8,8 @@ from edge.core.target import Kernels, Target
 
 TARGET = Target(
     name="cpu",
-    description="Linux, macOS or Windows on x86-64 or arm64, with onnxruntime from PyPI",
-    runtimes=("onnx",),
+    description="Linux, macOS or Windows on x86-64 or arm64, with onnxruntime or executorch from PyPI",
+    runtimes=("onnx", "executorch", "gguf"),
     isa=("avx2", "avx512vnni", "neon"),
 )
 

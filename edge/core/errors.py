@@ -36,6 +36,10 @@ class DeviceUnavailable(EdgeError):
     exit_code = 3
 
 
+class EngineMissing(EdgeError):
+    """The engine that runs an artefact is an extra that isn't installed here. The artefact may be fine."""
+
+
 class GateFailed(EdgeError):
     """A parity gate, a slow-path gate or a budget failed."""
 

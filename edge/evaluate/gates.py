@@ -37,15 +37,26 @@ class Parity:
         """The record for the manifest, with what other gates found."""
         return Gates(**asdict(self), codes_equal=codes_equal, slow_nodes=list(slow_nodes))
 
+    def check(self, subject: str) -> None:
+        """Raise `GateFailed` where the artefact diverges from the reference by more than its limit."""
+        if self.kl_divergence_mean <= self.kl_divergence_limit:
+            return
+        message = (
+            f"{subject} doesn't say what its reference says: KL divergence {self.kl_divergence_mean:.2e} nats, "
+            f"limit {self.kl_divergence_limit:.2e}; top-1 agreement {self.top1_agreement:.1%}, "
+            f"largest logit error {self.max_abs_logit_error:.3g}"
+        )
+        raise GateFailed("gate.parity", message, "don't deploy it; report the model, and try the other --kernels")
 
-def kl_limit(encodings: Iterable[Encoding], kernels: Kernels) -> float:
+
+def kl_limit(encodings: Iterable[Encoding], kernels: Kernels, float_limit: float = FLOAT_LIMIT) -> float:
     """The largest mean KL divergence, in nats, of an artefact from its reference, by what may differ between them.
 
     Float weights: only the order of sums differs. Compressed weights have int8 activations; ours are those of the
-    reference, the runtime's builtin ones have scales of their own.
+    reference, the runtime's builtin ones have scales of their own. float_limit: for a runtime that rounds floats too.
     """
     if all(isinstance(encoding, Dense) for encoding in encodings):
-        return FLOAT_LIMIT
+        return float_limit
     return EDGE_LIMIT if kernels == "edge" else BUILTIN_LIMIT
 
 
@@ -100,15 +111,3 @@ def _check_tokens(reference: Session, candidate: Session, tokens: Sequence[int])
     if reference.vocab_size != candidate.vocab_size:
         message = f"the artefact has {candidate.vocab_size} tokens, the reference {reference.vocab_size}"
         raise UsageError("gate.vocabulary", message, "export the model again")
-
-
-def check(result: Parity, subject: str) -> None:
-    """Raise `GateFailed` where the artefact diverges from the reference by more than its limit."""
-    if result.kl_divergence_mean <= result.kl_divergence_limit:
-        return
-    message = (
-        f"{subject} doesn't say what its reference says: KL divergence {result.kl_divergence_mean:.2e} nats, "
-        f"limit {result.kl_divergence_limit:.2e}; top-1 agreement {result.top1_agreement:.1%}, "
-        f"largest logit error {result.max_abs_logit_error:.3g}"
-    )
-    raise GateFailed("gate.parity", message, "don't deploy it; report the model, and try the other --kernels")

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 
 from edge.core.errors import EdgeError
-from edge.models.describe import check_model_type, describe, tensor_shapes
+from edge.models.describe import check_model_type, describe, known_model_types, tensor_shapes
 from edge.models.spec import DecoderSpec
 from edge.models.store import damaged
 
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 # Architecture names of GGUF that differ from transformers' model types.
 MODEL_TYPES = {"gemma3": "gemma3_text"}
+# What edge's own exporter adds: the whole configuration, and a tokenizer.json under the key that GGUF has for it.
+OWN_CONFIG, OWN_TOKENIZER = "edge.config", "tokenizer.huggingface.json"
+SPECIAL_TOKENS = (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
+# Tables that follow from the configuration.
+ROPE_TABLES = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
 class OpenedGguf(NamedTuple):
@@ -75,18 +81,14 @@ def open_gguf(path: Path) -> OpenedGguf:
     """Read a GGUF file's metadata. Raises `EdgeError` for a damaged file or an architecture that isn't served."""
     reader = _reader(path)
     architecture = str(_field(reader, "general.architecture"))
-    check_model_type(MODEL_TYPES.get(architecture, architecture), str(path))
-    scaling = _field(reader, f"{architecture}.rope.scaling.type")
-    if scaling not in (None, "none"):
-        message = f"{path} scales its rotary embedding by '{scaling}', which GGUF's metadata don't describe fully"
-        raise EdgeError("checkpoint.unsupported", message, "start from the Hugging Face checkpoint of this model")
-    config = _config(path, reader, architecture)
+    config = _own_config(path, reader) or _config(path, reader, architecture)
     generation = {key: _field(reader, f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id")}
     end_of_turn = _field(reader, "tokenizer.ggml.eot_token_id")
     if end_of_turn not in (None, generation["eos_token_id"]):
         generation["eos_token_id"] = [generation["eos_token_id"], end_of_turn]
     store = GgufStore(path, reader, config, architecture)
-    return OpenedGguf(config, store, lambda folder: _write_tokenizer(path, folder, generation), generation)
+    write = _write_own_tokenizer if _field(reader, OWN_CONFIG) else _write_tokenizer
+    return OpenedGguf(config, store, lambda folder: write(path, folder, generation), generation)
 
 
 def _reader(path: Path) -> GGUFReader:
@@ -103,9 +105,30 @@ def _field(reader: GGUFReader, key: str) -> Any:
     return None if field is None else field.contents()
 
 
+def _own_config(path: Path, reader: GGUFReader) -> PretrainedConfig | None:
+    """The configuration of the checkpoint that edge wrote this file from, None for a file of others."""
+    from transformers import AutoConfig
+
+    text = _field(reader, OWN_CONFIG)
+    if text is None:
+        return None
+    try:
+        settings = msgspec.json.decode(text, type=dict)
+        if settings.get("model_type") not in known_model_types():
+            raise ValueError(f"model_type is {settings.get('model_type')!r}")
+        return AutoConfig.for_model(**settings)
+    except Exception as error:  # transformers' own validation raises many kinds
+        raise damaged(path, f"its configuration says nothing ({' '.join(str(error).split())})") from error
+
+
 def _config(path: Path, reader: GGUFReader, architecture: str) -> PretrainedConfig:
     from transformers import AutoConfig
 
+    check_model_type(MODEL_TYPES.get(architecture, architecture), str(path))
+    scaling = _field(reader, f"{architecture}.rope.scaling.type")
+    if scaling not in (None, "none"):
+        message = f"{path} scales its rotary embedding by '{scaling}', which GGUF's metadata don't describe fully"
+        raise EdgeError("checkpoint.unsupported", message, "start from the Hugging Face checkpoint of this model")
     try:
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
     except Exception as error:  # as above
@@ -120,9 +143,12 @@ def _by_hf_name(path: Path, reader: GGUFReader, spec: DecoderSpec, architecture:
     """Tensors of the file that the description asks for. Raises for one that it has no place for."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-    arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    arch = next((key for key, name in MODEL_ARCH_NAMES.items() if name == architecture), None)
+    if arch is None:
+        raise damaged(path, f"no architecture is called '{architecture}'")
     names = get_tensor_name_map(arch, len(spec.layers))
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    tables = ROPE_TABLES if _field(reader, OWN_CONFIG) else ()
+    tensors = {tensor.name: tensor for tensor in reader.tensors if tensor.name not in tables}
     found = {}
     for hf_name in tensor_shapes(spec):
         module, _, suffix = hf_name.rpartition(".")
@@ -139,4 +165,24 @@ def _write_tokenizer(path: Path, folder: Path, generation: dict[str, Any]) -> No
     from transformers import AutoTokenizer, GenerationConfig
 
     AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True).save_pretrained(folder)
+    GenerationConfig(**{key: value for key, value in generation.items() if value is not None}).save_pretrained(folder)
+
+
+def _write_own_tokenizer(path: Path, folder: Path, generation: dict[str, Any]) -> None:
+    """The tokenizer as edge found it. There is none where the checkpoint had none."""
+    from tokenizers import Tokenizer
+    from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+    reader = _reader(path)
+    text = _field(reader, OWN_TOKENIZER)
+    if text is not None:
+        try:
+            core = Tokenizer.from_str(text)
+        except Exception as error:  # the library raises plain ones
+            raise damaged(path, f"its tokenizer can't be read ({error})") from error
+        ids = {f"{name}_token": _field(reader, f"tokenizer.ggml.{key}_token_id") for name, key in SPECIAL_TOKENS}
+        special = {name: core.id_to_token(int(token)) for name, token in ids.items() if token is not None}
+        fast = PreTrainedTokenizerFast(tokenizer_object=core, **special)
+        fast.chat_template = _field(reader, "tokenizer.chat_template")
+        fast.save_pretrained(folder)
     GenerationConfig(**{key: value for key, value in generation.items() if value is not None}).save_pretrained(folder)

@@ -8,11 +8,8 @@ import pytest
 
 from edge.core.errors import EdgeError, UsageError
 from edge.core.weight import Affine, Codebook, GroupMixed, Sparse
-from edge.models.checkpoint import open_checkpoint
-from edge.models.testing import tiny_model
 from edge.profiles.peers.apart import Worker
 from edge.profiles.peers.engines import ENGINES, run
-from edge.profiles.peers.engines.gguf_writer import write_gguf
 from edge.profiles.peers.engines.worker import Times
 from edge.profiles.peers.matmul import Pass, Shape, worker
 from edge.profiles.peers.matmul.cases import Case, all_cases, select
@@ -146,29 +143,6 @@ def test_an_engine_that_is_not_installed_says_what_to_install(monkeypatch, tmp_p
     with pytest.raises(EdgeError, match="llama-cpp-python can't be imported") as raised:
         module.prepare(run.Model("m", tmp_path, tmp_path), "Q4_0")
     assert "bench" in raised.value.hint
-
-
-def test_the_gguf_file_holds_the_same_model(tmp_path):
-    import gguf
-
-    folder = tiny_model("llama", tmp_path / "model")
-    write_gguf(folder, tmp_path / "model.gguf")
-    reader = gguf.GGUFReader(tmp_path / "model.gguf")
-    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
-    model = open_checkpoint(folder)
-    key = model.tensor("model.layers.1.self_attn.k_proj.weight").numpy().astype(np.float16)
-    # llama.cpp rotates neighbours: rows 0 and 1 of a head are Hugging Face's 0 and half
-    assert np.array_equal(tensors["blk.1.attn_k.weight"][:2], key[[0, 8]])
-    up = model.tensor("model.layers.0.mlp.up_proj.weight").numpy().astype(np.float16)
-    assert np.array_equal(tensors["blk.0.ffn_up.weight"], up)
-    assert len(tensors) == 2 * 9 + 2
-    assert reader.fields["llama.attention.head_count_kv"].contents() == 2
-
-
-def test_only_a_llama_becomes_a_gguf_file(tmp_path):
-    folder = tiny_model("gpt2", tmp_path / "model")
-    with pytest.raises(EdgeError, match="gpt2"):
-        write_gguf(folder, tmp_path / "model.gguf")
 
 
 def test_a_worker_answers_fails_and_dies_in_ways_that_are_told_apart(tmp_path, monkeypatch):

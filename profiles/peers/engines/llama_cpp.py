@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from edge.core.errors import EdgeError
+from edge.exporters.gguf.architecture import architecture_of
+from edge.exporters.gguf.export import write_gguf
+from edge.models.checkpoint import open_checkpoint
 from edge.profiles.peers.engines import Conversation, Model, made_once, not_installed
-from edge.profiles.peers.engines.gguf_writer import write_gguf
 
 FORMATS = ("Q4_0", "Q4_0 pure", "Q4_K_M", "Q4_K_M plain", "IQ4_XS", "Q3_K_M", "Q2_K")
 BATCH = 512
@@ -25,7 +27,7 @@ def prepare(model: Model, format: str) -> Path:
     """The GGUF file. Raises `EdgeError` without llama-cpp-python."""
     api = _api()
     kind, _, how = format.partition(" ")
-    source = made_once(model.work / "gguf" / "F16.gguf", lambda path: write_gguf(model.folder, path))
+    source = made_once(model.work / "gguf" / "F16.gguf", lambda path: _write(model.folder, path))
     pure = how == "pure"
 
     def quantize(path: Path) -> None:
@@ -36,6 +38,11 @@ def prepare(model: Model, format: str) -> Path:
             raise EdgeError("bench.quantize", f"llama.cpp can't quantize {model.name} as {format}", "")
 
     return made_once(model.work / "gguf" / f"{kind}{'-pure' if pure else ''}.gguf", quantize)
+
+
+def _write(folder: Path, path: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    write_gguf(checkpoint, path, architecture_of(checkpoint, context_length=1), folder)
 
 
 def start(path: Path, format: str, threads: int, context: int) -> Conversation:
