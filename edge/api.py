@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from edge.models.checkpoint import Checkpoint
 
 DEFAULT_CONTEXT = 2048
-SAMPLE_TEXT = (
-    "The harbour lay quiet in the early light. A ferry had just left the pier, and three men were mending nets beside "
-    "the old crane. 'It will rain before noon,' said one of them, looking at the hills; nobody answered him."
-)
 
 
 def compress(
@@ -92,7 +88,7 @@ def _exporter(runtime: str, target: str, served: Sequence[str]) -> Any:
 
 def _context_length(checkpoint: Checkpoint, asked: int | None) -> int:
     longest = checkpoint.spec.context_length
-    if asked is None:
+    if asked is None or checkpoint.spec.task == "vision":
         return min(longest, DEFAULT_CONTEXT)
     if not 2 <= asked <= longest:
         raise UsageError("export.context", f"a context of {asked} tokens is not possible", f"use 2 to {longest}")
@@ -101,42 +97,18 @@ def _context_length(checkpoint: Checkpoint, asked: int | None) -> int:
 
 def _gates(checkpoint: Checkpoint, folder: Path, manifest: Manifest, exporter: Any) -> Gates:
     """Run the artefact beside the PyTorch model on the sample inputs; time its operators against their fp32 twins."""
-    from edge.evaluate.gates import FLOAT_LIMIT, check, kl_limit, parity
-    from edge.runtimes.torch import open_folder
+    from edge.evaluate.hold import hold
 
     info("Holding the exported model against PyTorch")
     if not exporter.codes_equal(checkpoint, folder, manifest):
         hint = "don't deploy it; report the model"
         raise GateFailed("gate.codes", "the exported weights are not the compressed model's", hint)
-    tokens = _sample_tokens(checkpoint, folder, manifest.context_length)
-    reference = open_folder(checkpoint, manifest.context_length)
-    exporter.write_samples(folder, tokens, reference.prefill(tokens))
-    seal(folder, manifest)
-    runtime = RUNTIMES.load(manifest.runtime)
-    session = runtime.open(open_bundle(folder, verify=False), SessionOptions())
-    try:
-        float_limit = getattr(runtime, "FLOAT_LIMIT", FLOAT_LIMIT)
-        limit = kl_limit(manifest.encodings.values(), manifest.kernels, float_limit)
-        result = parity(reference, session, tokens, limit)
-    finally:
-        session.close()
-        reference.close()
-    check(result, manifest.name)
+    result = hold(checkpoint, folder, manifest, exporter)
+    result.check(manifest.name)
     slow = exporter.slow_nodes(folder, manifest)
     for row in slow:
         info(f"slower than its fp32 twin: {row}")
     return result.gates(True, slow)
-
-
-def _sample_tokens(checkpoint: Checkpoint, folder: Path, context_length: int) -> list[int]:
-    """Tokens of a fixed text where there is a tokenizer, else a fixed pattern over the vocabulary."""
-    from edge.models.tokenizer import tokenizer_of
-
-    if (folder / "tokenizer_config.json").is_file():
-        tokens = list(tokenizer_of(folder).encode(SAMPLE_TEXT))
-    else:
-        tokens = [(17 + 7919 * i) % checkpoint.spec.vocab_size for i in range(48)]
-    return tokens[: max(1, context_length - 8)]
 
 
 @dataclass

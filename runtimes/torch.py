@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,10 +22,17 @@ def open(bundle: Bundle, options: SessionOptions) -> Session:
     raise UsageError("runtime.bundle", f"torch can't run {bundle.path}: it runs checkpoints, not bundles", hint)
 
 
-def open_folder(checkpoint: Checkpoint, context_length: int) -> Session:
-    """The reference session of a checkpoint: float32, compressed matrices as the kernels compute them."""
+def open_folder(checkpoint: Checkpoint, context_length: int) -> Any:
+    """The reference session of a checkpoint: float32, compressed matrices as the kernels compute them.
+
+    A `Session`, or for an encoder or a vision model a `ForwardSession`.
+    """
     from edge.models.torch_model import build_model
 
+    if checkpoint.spec.task in ("encoder", "vision"):
+        from edge.runtimes._torch_forward import TorchForwardSession
+
+        return TorchForwardSession(build_model(checkpoint))
     return TorchSession(build_model(checkpoint), context_length, checkpoint.spec.vocab_size)
 
 

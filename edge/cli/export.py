@@ -46,7 +46,10 @@ def command(
     print(f"{bundle.path}: {size(manifest.stored_bytes)}, {manifest.bits_per_weight:.2f} bits per weight")
     if manifest.gates:
         gates = manifest.gates
-        print(f"parity: KL divergence {gates.kl_divergence_mean:.2e} (limit {gates.kl_divergence_limit:.0e})")
+        if gates.kl_divergence_mean is not None:
+            print(f"parity: KL divergence {gates.kl_divergence_mean:.2e} (limit {gates.kl_divergence_limit:.0e})")
+        if gates.relative_error is not None:
+            print(f"parity: relative error {gates.relative_error:.2e} (limit {gates.relative_error_limit:.0e})")
         print(f"slow operators: {', '.join(gates.slow_nodes) or 'none'}")
     for note in manifest.notes:
         print(f"note: {note}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -33,21 +33,35 @@ class KvCache(msgspec.Struct, frozen=True):
     dtype: KvCacheType = "float32"
 
 
-class Gates(msgspec.Struct, frozen=True):
-    """What the export gates measured. `slow_nodes` are operators slower than their fp32 twin, by layer name."""
+class Input(msgspec.Struct, frozen=True):
+    """An input of a model that runs in one call. A size of 0 is a length known at run time."""
 
-    kl_divergence_mean: float
-    kl_divergence_limit: float
-    top1_agreement: float
+    dtype: Literal["int64", "float32"]
+    shape: list[int]
+
+
+class Gates(msgspec.Struct, frozen=True):
+    """What the export gates measured. `slow_nodes` are operators slower than their fp32 twin, by layer name.
+
+    relative_error: of the first output of a model that runs in one call, |artefact - reference| / |reference|.
+    What can't be said of such an output is None.
+    """
+
+    kl_divergence_mean: float | None
+    kl_divergence_limit: float | None
+    top1_agreement: float | None
     max_abs_logit_error: float
     codes_equal: bool
     slow_nodes: list[str]
+    relative_error: float | None = None
+    relative_error_limit: float | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a bundle is. Everything in it follows from the inputs: no time stamps, no host names.
 
     start_token_ids: what the decoder of an encoder-decoder begins with. kv_cache: None for a model without one.
+    inputs: what a model that runs in one call takes. context_length and vocab_size are 0 where there is no text.
     """
 
     schema: int = SCHEMA
@@ -64,6 +78,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     bos_token_id: int | None
     kv_cache: KvCache | None = None
     start_token_ids: list[int] = msgspec.field(default_factory=list)
+    inputs: dict[str, Input] = msgspec.field(default_factory=dict)
     source: str
     source_sha256: str
     recipe: dict[str, Any]

@@ -90,9 +90,13 @@ def _text(evaluation: Evaluation) -> Facts:
 
 
 def _gates(gates: Gates) -> Facts:
+    parity = f"relative error {gates.relative_error or 0:.2g}, limit {gates.relative_error_limit or 0:.2g}"
+    if gates.kl_divergence_mean is not None:
+        parity = f"KL {gates.kl_divergence_mean:.2g} nats, limit {gates.kl_divergence_limit:.2g}"
+    agreement = [] if gates.top1_agreement is None else [("Top-1 agreement", f"{gates.top1_agreement:.1%}")]
     return [
-        ("Parity with PyTorch", f"KL {gates.kl_divergence_mean:.2g} nats, limit {gates.kl_divergence_limit:.2g}"),
-        ("Top-1 agreement", f"{gates.top1_agreement:.1%}"),
+        ("Parity with PyTorch", parity),
+        *agreement,
         ("Largest logit error", f"{gates.max_abs_logit_error:.3g}"),
         ("Weights read back", "bit-equal" if gates.codes_equal else "not equal"),
         ("Slower than fp32", ", ".join(gates.slow_nodes) or "no operator"),

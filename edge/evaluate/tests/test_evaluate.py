@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from edge.core.errors import EdgeError, GateFailed, UsageError
 from edge.core.weight import Affine, Dense
 from edge.evaluate.divergence import Divergence, log_softmax, negative_log_likelihood
-from edge.evaluate.gates import FLOAT_LIMIT, check, kl_limit, parity, rounding_noise
+from edge.evaluate.gates import FLOAT_LIMIT, kl_limit, parity, rounding_noise
 from edge.evaluate.perplexity import bounded_exp, score
 from edge.evaluate.run import Subject, evaluate
 from edge.evaluate.windows import Window, cut, extent
@@ -216,12 +216,12 @@ def test_parity_tells_right_from_wrong_at_any_confidence(scale):
     reference, tokens = TorchSession(tiny(scale=scale)), list(range(5, 45))
     limit = kl_limit([Dense("float32")], "edge")
     right = parity(reference, Shifted(reference_of(scale), 1e-6), tokens, limit)
-    check(right, "tiny")
+    right.check("tiny")
     assert right.top1_agreement > 0.9 and right.max_abs_logit_error < 1e-4
     assert right.gates(True, ["slow"]).slow_nodes == ["slow"]
     other = parity(reference, TorchSession(tiny(seed=9, scale=scale)), tokens, kl_limit([Affine(4, 64)], "edge"))
     with pytest.raises(GateFailed, match="KL divergence") as error:
-        check(other, "tiny")
+        other.check("tiny")
     assert error.value.exit_code == 4 and error.value.hint
 
 
@@ -238,7 +238,7 @@ def test_parity_sees_a_wrong_decode_step_alone():
     model = tiny(scale=0.3)
     result = parity(TorchSession(model), ForgetsItsCache(model), [3, 4, 5, 6, 7, 8], FLOAT_LIMIT)
     with pytest.raises(GateFailed):
-        check(result, "tiny")
+        result.check("tiny")
 
 
 def test_the_limit_allows_for_the_references_own_noise_only_with_int8_activations():
