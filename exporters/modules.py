@@ -14,6 +14,8 @@ from edge.models.compressed_modules import CompressedEmbedding, CompressedLinear
 class PackedLinear(nn.Module):
     """y = x W^T + bias by `edge::linear`. `packed` uint8 is what the kernels read."""
 
+    weight = None  # some models (T5) ask for the type of a weight, and go on without one
+
     def __init__(self, packed: torch.Tensor, rows: int, bias: torch.Tensor | None, activations: str) -> None:
         super().__init__()
         self.register_buffer("packed", packed)
