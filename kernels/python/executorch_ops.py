@@ -54,3 +54,13 @@ def load() -> Path:
     except OSError as error:
         raise EdgeError("kernels.executorch", f"{path} can't be loaded: {error}", f"remove {path}") from error
     return path
+
+
+def error() -> str:
+    """The first error that ExecuTorch logged since the call before, in one line; empty for none.
+
+    From the first call on, ExecuTorch prints nothing.
+    """
+    function = ctypes.CDLL(str(load())).edge_executorch_error
+    function.restype = ctypes.c_char_p
+    return " ".join(function().decode("utf-8", "replace").split())

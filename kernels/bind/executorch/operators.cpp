@@ -6,6 +6,7 @@
 #include <executorch/runtime/kernel/kernel_runtime_context.h>
 #include <executorch/runtime/kernel/operator_registry.h>
 #include <executorch/runtime/kernel/thread_parallel_interface.h>
+#include <executorch/runtime/platform/platform.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -155,3 +156,26 @@ bool register_all(std::index_sequence<Index...>) {
 [[maybe_unused]] const bool registered = register_all(std::make_index_sequence<kMostOperators>());
 
 }  // namespace
+
+// ---- The log, for who has messages of their own --------------------------------------------------------------------
+
+namespace {
+
+char kept_error[512];
+
+void keep(et_timestamp_t, et_pal_log_level_t level, const char*, const char*, size_t, const char* message, size_t) {
+  const bool wrong = level == kError || level == kFatal;
+  if (wrong && !kept_error[0]) snprintf(kept_error, sizeof(kept_error), "%s", message);  // what follows is its echo
+}
+
+}  // namespace
+
+// From the first call on, ExecuTorch prints nothing. Returns the first error since the call before, empty for none.
+extern "C" const char* edge_executorch_error() {
+  // register_pal would say on stderr that somebody else, ExecuTorch's Python module, was there before.
+  const_cast<et::PalImpl*>(et::get_pal_impl())->emit_log_message = keep;
+  static char last[sizeof(kept_error)];
+  snprintf(last, sizeof(last), "%s", kept_error);
+  kept_error[0] = 0;
+  return last;
+}

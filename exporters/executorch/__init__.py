@@ -1,0 +1,1 @@
+"""Decoder models as ExecuTorch programs, written from a `DecoderSpec` and a checkpoint's matrices."""

@@ -1,0 +1,117 @@
+"""A decoder checkpoint as `model.pte`, with all that a bundle needs beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from edge import __version__
+from edge.core.bundle import KvCache, Manifest
+from edge.core.errors import EdgeError, UsageError
+from edge.core.target import Kernels, KvCacheType
+from edge.core.weight import Dense
+from edge.exporters.executorch import builtin
+from edge.exporters.executorch.fill import Filler
+from edge.exporters.executorch.lower import layers_of_instructions, lower, traced
+from edge.exporters.executorch.readback import codes_equal
+from edge.exporters.executorch.slow_path import slow_nodes
+from edge.kernels.executorch_ops import executorch_version
+from edge.kernels.pack import supported
+from edge.models.checkpoint import Checkpoint
+
+__all__ = ["codes_equal", "slow_nodes", "write", "write_samples"]
+MODEL = "model.pte"
+SAMPLES = "samples.safetensors"
+# What a call takes at most: memory for activations and logits is planned for that. The runtime cuts longer prompts.
+MOST_TOKENS, MOST_ROWS = 512, 64
+
+
+def write(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    kernels: Kernels,
+    context_length: int,
+    kv_cache: KvCacheType | None = None,
+) -> Manifest:
+    """Write a decoder into an existing folder and say what was written. Gates and file digests are the caller's.
+
+    kernels: `edge` for our own operators, `builtin` for those of a stock ExecuTorch app. context_length: tokens that
+    the caches hold. kv_cache: how they hold them; by default float16 with edge's attention, float32 with the builtin
+    one, which has no other. Raises `EdgeError` before the first byte for what can't be exported.
+    """
+    _refuse(checkpoint, kernels, context_length, kv_cache)
+    filler = Filler(checkpoint, kernels, context_length, kv_cache or ("float16" if kernels == "edge" else "float32"))
+    decoder = filler.fill()
+    tokens, rows = min(MOST_TOKENS, context_length), min(MOST_ROWS, context_length)
+    shapes = ({1: torch.export.Dim("tokens", max=tokens)}, None, {0: torch.export.Dim("rows", max=rows)})
+    example = [torch.zeros(1, 2, dtype=torch.int64), torch.tensor([2], dtype=torch.int32), torch.tensor([0, 1])]
+    lowered = lower(traced(decoder, example, shapes), _partitioners(checkpoint, kernels))
+    with (folder / MODEL).open("wb") as file:
+        lowered.write_to_file(file)
+    checkpoint.save_tokenizer(folder)
+    checkpoint.config.save_pretrained(folder)
+    return _manifest(filler, folder, layers_of_instructions(lowered))
+
+
+def write_samples(folder: Path, tokens: Sequence[int], logits: NDArray[np.float32]) -> None:
+    """Keep sample inputs and what the reference answers to them: `tokens` [n] and `logits` [rows, vocabulary]."""
+    save_file({"tokens": np.array(tokens, np.int64), "logits": np.ascontiguousarray(logits)}, folder / SAMPLES)
+
+
+def _refuse(checkpoint: Checkpoint, kernels: Kernels, context_length: int, kv_cache: KvCacheType | None) -> None:
+    executorch_version()
+    if not 1 <= context_length <= checkpoint.spec.context_length:
+        message = f"a context of {context_length} tokens is not possible for this model"
+        raise UsageError("export.context", message, f"use 1 to {checkpoint.spec.context_length}")
+    if kernels == "builtin" and kv_cache not in (None, "float32"):
+        hint = "leave it at float32, or export with edge's kernels"
+        raise UsageError("export.kv_cache", f"builtin kernels have no {kv_cache} cache in ExecuTorch", hint)
+    for name, encoding in checkpoint.encodings.items():
+        reason = builtin.refusal(name, encoding, checkpoint.spec) if kernels == "builtin" else supported(encoding)
+        if reason and not isinstance(encoding, Dense):
+            message = f"{name} is stored as {encoding}, which {kernels} kernels don't serve"
+            raise EdgeError("export.encoding", message, reason)
+
+
+def _partitioners(checkpoint: Checkpoint, kernels: Kernels) -> list[object]:
+    """Who takes what isn't edge's: XNNPACK, unless nothing is left for it."""
+    matrices = checkpoint.spec.matrices()
+    if kernels == "edge" and all(name in checkpoint.encodings for name, _ in matrices):
+        return []
+    return builtin.partitioners()
+
+
+def _manifest(filler: Filler, folder: Path, layer_of_node: dict[str, str]) -> Manifest:
+    checkpoint = filler.checkpoint
+    spec = checkpoint.spec
+    attention = spec.layers[0].attention
+    stored_bytes = (folder / MODEL).stat().st_size
+    return Manifest(
+        name=checkpoint.name,
+        architecture=spec.model_type,
+        target="cpu",
+        runtime="executorch",
+        kernels=filler.kernels,
+        artefact=MODEL,
+        context_length=filler.context_length,
+        vocab_size=spec.vocab_size,
+        eos_token_ids=checkpoint.eos_token_ids,
+        bos_token_id=checkpoint.bos_token_id,
+        kv_cache=KvCache(len(spec.layers), attention.num_kv_heads, attention.head_dim, filler.kv_cache),
+        source=checkpoint.origin,
+        source_sha256=checkpoint.sha256,
+        recipe=checkpoint.recipe or {},
+        encodings=filler.encodings,
+        layer_of_node=layer_of_node,
+        stored_bytes=stored_bytes,
+        bits_per_weight=8 * stored_bytes / checkpoint.parameters,
+        gates=None,
+        tool_versions={"edge": __version__} | {name: version(name) for name in ("executorch", "torch")},
+    )
