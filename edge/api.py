@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,18 @@ from edge.core.measurement import Evaluation, Measurement
 from edge.core.plugins import RUNTIMES, TARGETS
 from edge.core.recipe import Recipe
 from edge.core.session import Sampling, Session, SessionOptions, generate
-from edge.core.target import Kernels, KvCacheType
+from edge.core.target import Kernels, KvCacheType, Task
 
 if TYPE_CHECKING:
     from edge.models.checkpoint import Checkpoint
 
 DEFAULT_CONTEXT = 2048
+EXPORTERS: dict[Task, str] = {
+    "decoder": "export",
+    "encoder": "generic",
+    "vision": "generic",
+    "encoder_decoder": "export",
+}
 
 
 def compress(
@@ -61,10 +67,11 @@ def export(
     from edge.models.checkpoint import open_checkpoint
 
     platform = TARGETS.load(target)
-    exporter = _exporter(runtime, platform.TARGET.name, platform.TARGET.runtimes)
+    _check_runtime(runtime, platform.TARGET.name, platform.TARGET.runtimes)
     output = Path(output)
     with atomic_folder(output, force=force) as folder:
         checkpoint = open_checkpoint(source)
+        exporter = _exporter(runtime, checkpoint.spec.task)
         context = _context_length(checkpoint, context_length)
         info(f"Writing {checkpoint.spec.model_type} for {target}, {runtime}, {kernels} kernels, context {context}")
         manifest = exporter.write(checkpoint, folder, kernels=kernels, context_length=context, kv_cache=kv_cache)
@@ -80,10 +87,18 @@ def export(
     return open_bundle(output, verify=False)
 
 
-def _exporter(runtime: str, target: str, served: Sequence[str]) -> Any:
+def _check_runtime(runtime: str, target: str, served: Sequence[str]) -> None:
     if runtime not in served:
         raise UsageError("export.runtime", f"target '{target}' has no runtime '{runtime}'", nearest(runtime, served))
-    return importlib.import_module(f"edge.exporters.{runtime}.export")
+
+
+def _exporter(runtime: str, task: Task) -> Any:
+    """The module that writes models of a task for a runtime."""
+    name = f"edge.exporters.{runtime}.{EXPORTERS[task]}"
+    if importlib.util.find_spec(name) is None:
+        message = f"{runtime} has no place for a model of the task '{task}'"
+        raise UsageError("export.task", message, "use --runtime onnx")
+    return importlib.import_module(name)
 
 
 def _context_length(checkpoint: Checkpoint, asked: int | None) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,36 @@ def open(bundle: Bundle, options: SessionOptions) -> Session:
     Raises `EdgeError` for a model that doesn't load, a kernels library that is missing, and an ONNX Runtime older than
     the one that the bundle was exported for.
     """
-    manifest = bundle.manifest
-    _check_version(manifest)
-    settings = _session_options(manifest, options)
+    _check_version(bundle.manifest)
+    if bundle.manifest.task == "encoder_decoder":
+        from edge.runtimes._onnx_encoder_decoder import OnnxEncoderDecoderSession
+
+        return OnnxEncoderDecoderSession(bundle, options)
+    if bundle.manifest.task in ("encoder", "vision"):
+        from edge.runtimes._onnx_forward import OnnxForwardSession
+
+        return OnnxForwardSession(bundle, options)
+    return OnnxSession(engine(bundle, bundle.artefact, options), bundle.manifest, options)
+
+
+def engine(bundle: Bundle, path: Path, options: SessionOptions) -> Any:
+    """ONNX Runtime's own session on one of the bundle's graphs."""
+    settings = _session_options(bundle.manifest, options)
     try:
-        engine = onnxruntime.InferenceSession(str(bundle.artefact), settings, providers=PROVIDERS)
+        return onnxruntime.InferenceSession(str(path), settings, providers=PROVIDERS)
     except Exception as error:  # ONNX Runtime's errors share no base class of their own
         hint = "the file is damaged or was made for another engine: export the model again"
-        raise EdgeError("runtime.load", f"{bundle.artefact} can't be opened: {_line(error)}", hint) from error
-    return OnnxSession(engine, manifest, options)
+        raise EdgeError("runtime.load", f"{path} can't be opened: {_line(error)}", hint) from error
+
+
+@contextmanager
+def raising() -> Iterator[None]:
+    """Make an error of ONNX Runtime one of edge's."""
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime's errors share no base class of their own
+        hint = "export the model again; if it stays, this is a defect of edge"
+        raise EdgeError("runtime.run", f"ONNX Runtime failed: {_line(error)}", hint) from error
 
 
 def versions() -> dict[str, str]:
@@ -61,7 +83,7 @@ class OnnxSession:
         self._profile_path = options.profile_path
         self._position = 0
         self._caches = {
-            value.name.removeprefix(PAST): _zeros(value.shape, DTYPES[value.type])
+            value.name.removeprefix(PAST): zeros(value.shape, DTYPES[value.type])
             for value in engine.get_inputs()
             if value.name.startswith(PAST)
         }
@@ -104,11 +126,8 @@ class OnnxSession:
     def _run(self, binding: onnxruntime.IOBinding, end: int) -> None:
         self._seqlens_k[0] = end - 1
         self._total_length[()] = end
-        try:
+        with raising():
             self._engine.run_with_iobinding(binding)
-        except Exception as error:  # ONNX Runtime's errors share no base class of their own
-            hint = "export the model again; if it stays, this is a defect of edge"
-            raise EdgeError("runtime.run", f"ONNX Runtime failed: {_line(error)}", hint) from error
         self._position = end
 
     def _bind(self, ids: NDArray[np.int64], logits: Logits) -> onnxruntime.IOBinding:
@@ -125,7 +144,7 @@ class OnnxSession:
         return binding
 
 
-def _zeros(shape: Sequence[int], dtype: type[np.generic]) -> NDArray[Any]:
+def zeros(shape: Sequence[int], dtype: type[np.generic]) -> NDArray[Any]:
     """Zeros from the start of a cache line on. Zeroed pages cost memory only once they are written."""
     count = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.zeros(count + CACHE_LINE, np.uint8)

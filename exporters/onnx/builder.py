@@ -26,8 +26,9 @@ class GraphBuilder:
     Every node belongs to a layer: its name is `layer/Operator`, and `layer_of_node` maps it back.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, opset: int = OPSETS[""]) -> None:
         self.folder = folder
+        self.opset = opset
         self.layer_of_node: dict[str, str] = {}
         self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
@@ -72,11 +73,11 @@ class GraphBuilder:
 
     def scalar(self, name: str, value: int | float, dtype: type[np.generic]) -> ir.Value:
         """A small constant inside the model file."""
-        return self._inline(name, np.array(value, dtype))
+        return self.constant(name, np.array(value, dtype))
 
     def integers(self, name: str, values: Sequence[int]) -> ir.Value:
         """A short int64 vector inside the model file: a shape, an axis, a bound."""
-        return self._inline(name, np.array(values, np.int64))
+        return self.constant(name, np.array(values, np.int64))
 
     def node(
         self, operator: str, layer: str, inputs: Sequence[ir.Value | None], *, domain: str = "", **attributes: Any
@@ -109,17 +110,18 @@ class GraphBuilder:
     def save(self) -> None:
         """Write the model file. The same calls give the same bytes."""
         used = {node.domain for node in self._nodes} | {""}
-        opsets = {domain: version for domain, version in OPSETS.items() if domain in used}
+        opsets = {domain: version for domain, version in OPSETS.items() if domain in used} | {"": self.opset}
         graph = ir.Graph(
             self._inputs,
             self._outputs,
             nodes=self._nodes,
             initializers=list(self._weights.values()),
             opset_imports=opsets,
-            name="decoder",
+            name="model",
         )
         self._data.flush()
-        ir.save(ir.Model(graph, ir_version=IR_VERSION, producer_name="edge"), self.folder / MODEL)
+        ir_version = IR_VERSION if self.opset == OPSETS[""] else IR_VERSION + 1
+        ir.save(ir.Model(graph, ir_version=ir_version, producer_name="edge"), self.folder / MODEL)
 
     def _place(self, name: str, dtype: np.dtype[Any], shape: Sequence[int], offset: int, length: int) -> None:
         tensor = ir.ExternalTensor(
@@ -134,7 +136,8 @@ class GraphBuilder:
         self._stored[name] = (dtype, offset, length)
         self._weights[name] = _typed(ir.Value(name=name, const_value=tensor), dtype, shape)
 
-    def _inline(self, name: str, array: Array) -> ir.Value:
+    def constant(self, name: str, array: Array) -> ir.Value:
+        """A small array inside the model file."""
         if name not in self._weights:
             value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
             self._weights[name] = _typed(value, array.dtype, array.shape)

@@ -22,21 +22,21 @@ def codes_equal(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> boo
     spec = checkpoint.spec
     embedding = checkpoint.matrix(f"{spec.embedding}.weight")
     head = embedding if spec.tied else checkpoint.matrix(f"{spec.head}.weight")
-    if not _stored(nodes, manifest, spec.embedding, embedding, "EMBEDDING"):
+    if not stored(nodes, manifest, spec.embedding, embedding, "EMBEDDING"):
         return False
-    if not _stored(nodes, manifest, spec.head, head, "LINEAR"):
+    if not stored(nodes, manifest, spec.head, head, "LINEAR"):
         return False
     for name, linears in fused_linears(spec):
         tensors = [checkpoint.matrix(linear) for linear in linears]
         fused = concatenate_rows(f"{name}.weight", tensors)
         pairs = [(name, fused)] if fused is not None else zip((m.name for m in linears), tensors, strict=True)
-        if not all(_stored(nodes, manifest, layer, tensor, "LINEAR") for layer, tensor in pairs):
+        if not all(stored(nodes, manifest, layer, tensor, "LINEAR") for layer, tensor in pairs):
             return False
         checkpoint.release()
     return True
 
 
-def _stored(
+def stored(
     nodes: dict[str | None, ir.Node], manifest: Manifest, layer: str, wanted: CompressedTensor, kind: str
 ) -> bool:
     """Whether the layer's node holds `wanted`."""

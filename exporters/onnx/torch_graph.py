@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
-from onnxscript.values import Opset
+from onnxscript.values import Op, Opset
 from torch import nn
 
 from edge.core.errors import EdgeError
@@ -21,6 +22,7 @@ from edge.exporters.onnx.builder import DATA, IR_VERSION, OPSETS, PAGE
 
 INLINE_BYTES = 1024  # smaller constants stay in the model file
 EDGE = Opset("edge", 1)
+ALL_TYPES = onnx.defs.get_schema("Identity", 13).type_constraints[0].allowed_type_strs
 SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -36,7 +38,7 @@ def to_onnx(
 
     dynamic_shapes: as torch.export takes them, by argument.
     """
-    with _quiet():
+    with quiet():
         try:
             program = torch.onnx.export(
                 module.eval(),
@@ -55,6 +57,24 @@ def to_onnx(
             raise EdgeError("export.trace", f"torch can't export this model: {_line(error)}", hint) from error
     assert program is not None
     return program.model
+
+
+def convert(program: torch.export.ExportedProgram, opset: int, *, dense: bool = False) -> ir.Model:
+    """The graph of a program whose compressed matrices are edge's operators.
+
+    dense: products that are left dense become nodes `DenseLinear` of our domain, for the caller to write as it likes.
+    """
+    table = TRANSLATIONS | {torch.ops.aten.linear.default: dense_linear} if dense else TRANSLATIONS
+    with quiet():
+        try:
+            made = torch.onnx.export(
+                program, (), dynamo=True, verbose=False, opset_version=opset, custom_translation_table=table
+            )
+        except Exception as error:  # torch's exporter has a tree of errors of its own
+            hint = "the model has an operator that ONNX hasn't; report the model"
+            raise EdgeError("export.onnx", f"this model can't become ONNX: {_line(error)}", hint) from error
+    assert made is not None
+    return made.model
 
 
 def save(models: Mapping[str, ir.Model], folder: Path) -> dict[str, str]:
@@ -97,7 +117,7 @@ def _name_nodes(model: ir.Model) -> dict[str, str]:
     """Give every node the name `layer/Operator`, and drop what torch wrote about where it comes from."""
     layers: dict[str, str] = {}
     for node in model.graph:
-        layer = _layer(node.metadata_props.get(SCOPES, ""))
+        layer = layer_of(node)
         name, count = f"{layer}/{node.op_type}", 1
         while name in layers:
             count += 1
@@ -111,7 +131,12 @@ def _name_nodes(model: ir.Model) -> dict[str, str]:
     return layers
 
 
-def _layer(scopes: str) -> str:
+def layer_of(node: ir.Node) -> str:
+    """Path of the module that a node of torch's graph comes from; `model` where it is no module's."""
+    return _path(node.metadata_props.get(SCOPES, ""))
+
+
+def _path(scopes: str) -> str:
     """The innermost module's path out of torch's list of scopes, which ends with the operation's own name."""
     paths = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
     inside = [path for path in paths[:-1] if path]
@@ -133,16 +158,41 @@ def linear(
     epsilon: float = 1e-5,
 ) -> Any:
     """`torch.ops.edge.linear` as a node."""
-    optional = [bias, skip, norm_weight, norm_bias]
-    while optional and optional[-1] is None:
-        optional.pop()
     attributes = {"rows": rows, "activations": activations, "norm": norm, "epilogue": epilogue, "epsilon": epsilon}
-    return EDGE.Linear(x, weight, *optional, **attributes, _outputs=2)
+    inputs = (x, weight, bias, skip, norm_weight, norm_bias)
+    return _node("Linear", 1 if skip is None else 2, inputs, attributes)
 
 
 def embedding(ids: Any, weight: Any, *, columns: int) -> Any:
     """`torch.ops.edge.embedding` as a node."""
-    return EDGE.Embedding(ids, weight, columns=columns)
+    return _node("Embedding", 1, (ids, weight), {"columns": columns})[0]
+
+
+def dense_linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    """`torch.ops.aten.linear` as a node that says so: ONNX has none with a weight [out, in] and any rank of x."""
+    return _node("DenseLinear", 1, (x, weight, bias), {})[0]
+
+
+def _node(name: str, outputs: int, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A node of our domain. torch wants a schema, and a type for every value of it; ours is checked at run time."""
+    schema = onnx.defs.OpSchema
+    optional = schema.FormalParameterOption.Optional
+    made = schema(
+        name,
+        EDGE.domain,
+        EDGE.version,
+        inputs=[schema.FormalParameter(f"x{i}", f"T{i}", param_option=optional) for i in range(len(inputs))],
+        outputs=[schema.FormalParameter(f"y{i}", "tensor(float)") for i in range(outputs)],
+        type_constraints=[(f"T{i}", ALL_TYPES, "") for i in range(len(inputs))],
+        attributes=[schema.Attribute(key, _kind(value)) for key, value in attributes.items()],
+    )
+    found = Op(EDGE, name, made)(*inputs, **attributes)
+    return tuple(found) if outputs > 1 else (found,)
+
+
+def _kind(value: int | float) -> onnx.defs.OpSchema.AttrType:
+    kinds = onnx.defs.OpSchema.AttrType
+    return kinds.FLOAT if isinstance(value, float) else kinds.INT
 
 
 def _translations() -> dict[Any, Any]:
@@ -155,7 +205,7 @@ TRANSLATIONS = _translations()
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporters' own remarks: what matters is raised."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
