@@ -28,7 +28,7 @@ EXPORTERS: dict[Task, str] = {
     "decoder": "export",
     "encoder": "generic",
     "vision": "generic",
-    "encoder_decoder": "export",
+    "encoder_decoder": "encoder_decoder",
 }
 
 

@@ -1,22 +1,35 @@
 """Encoder-decoders in two steps, as both runtimes want them: a source once, then the answer token by token.
 
-`Encode` runs the encoder and computes the keys and values that every decoder layer attends to. `Decode` runs the decoder
-on caches of fixed size. Both wrap transformers' own modules: what differs between families stays theirs. How attention
-is computed comes from a `Dialect`, which transformers reaches through its registry of attention functions.
+`Encode` runs the encoder and computes the keys and values that every decoder layer attends to. `Decode` runs the
+decoder on caches of fixed size. Both wrap transformers' own modules: what differs between families stays theirs. How
+attention is computed comes from a `Dialect`, which transformers reaches through its registry of attention functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from safetensors.numpy import save_file
 from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
+from edge.core.bundle import Input, KvCache, Manifest
+from edge.core.session import Inputs, Logits
+from edge.core.target import Kernels
+from edge.core.weight import Encoding
+from edge.models.checkpoint import Checkpoint
+from edge.models.generation import constraints, start_tokens
+
 REGISTERED = "edge"
+BIAS = "cross.bias"
+SAMPLES = "samples.safetensors"
 MASKED = torch.finfo(torch.float32).min
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -42,6 +55,130 @@ class Dialect(Protocol):
 
         total: int32 [1], tokens in the cache after these. bias: [1, heads, tokens, context].
         """
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes of a model, and inputs of these sizes to trace it with.
+
+    features: shape of one source of fixed size such as [bins, frames]; None for text, which comes with a mask.
+    """
+
+    inputs: tuple[str, ...]
+    features: tuple[int, int] | None
+    layers: int
+    heads: int
+    head_dim: int
+    context_length: int
+    source_length: int  # tokens, or positions, that cross-attention sees when traced
+
+    @property
+    def masked(self) -> bool:
+        return self.features is None
+
+    def names(self, prefix: str) -> list[str]:
+        """Names of keys and values in turn."""
+        return [f"{prefix}.{layer}.{part}" for layer in range(self.layers) for part in ("key", "value")]
+
+    def manifest_inputs(self) -> dict[str, Input]:
+        if self.features is not None:
+            return {self.inputs[0]: Input("float32", [1, *self.features])}
+        return {name: Input("int64", [1, 0]) for name in self.inputs}
+
+    def source(self) -> tuple[torch.Tensor, ...]:
+        if self.features is not None:
+            return (torch.zeros(1, *self.features),)
+        ids = torch.ones(1, self.source_length, dtype=torch.int64)
+        return ids, torch.ones_like(ids)
+
+    def tokens(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.ones(1, 3, dtype=torch.int64), torch.tensor([3], dtype=torch.int32)
+
+    def past(self) -> list[torch.Tensor]:
+        shape = (1, self.heads, self.context_length, self.head_dim)
+        return [torch.zeros(shape) for _ in range(2 * self.layers)]
+
+    def cross(self) -> list[torch.Tensor]:
+        shape = (1, self.heads, self.source_length, self.head_dim)
+        return [torch.zeros(shape) for _ in range(2 * self.layers)]
+
+    def bias(self) -> torch.Tensor:
+        return torch.zeros(1, 1, 1, self.source_length)
+
+
+TRACED_SOURCE = 11  # any number of tokens that no other size of a model equals
+
+
+def shapes_of(model: PreTrainedModel, main_input: str, context_length: int) -> Shapes:
+    """Sizes by running the model once on a source."""
+    config: Any = model.config
+    features = None
+    if main_input != "input_ids":
+        features = (config.num_mel_bins, 2 * config.max_source_positions)
+    source = torch.ones(1, TRACED_SOURCE, dtype=torch.int64) if features is None else torch.zeros(1, *features)
+    with torch.inference_mode():
+        keys = Encode(model, _Measured())(source)
+    _, heads, source_length, head_dim = keys[0].shape
+    inputs = ("input_ids", "attention_mask") if features is None else (main_input,)
+    return Shapes(inputs, features, len(keys) // 2, heads, head_dim, context_length, source_length)
+
+
+def source_limit(config: Any) -> int:
+    """The longest source in tokens, 0 where there is no limit: relative positions go on for ever."""
+    if hasattr(config, "relative_attention_num_buckets"):
+        return 0
+    return int(getattr(config, "max_position_embeddings", 0))
+
+
+class _Measured:
+    """A dialect for shapes alone."""
+
+    def attend(self, query: torch.Tensor, *_: Any) -> torch.Tensor:
+        return torch.zeros_like(query).transpose(1, 2).flatten(2)
+
+    def attend_cached(self, query: torch.Tensor, new: Pair, *_: Any) -> tuple[torch.Tensor, Pair]:
+        return self.attend(query), new
+
+
+def manifest(
+    checkpoint: Checkpoint,
+    shapes: Shapes,
+    kernels: Kernels,
+    runtime: str,
+    artefact: str,
+    layer_of_node: Mapping[str, str],
+    stored_bytes: int,
+    tool_versions: Mapping[str, str],
+) -> Manifest:
+    """What a bundle of an encoder-decoder says about itself."""
+    encodings: dict[str, Encoding] = {name: checkpoint.matrix_encoding(name) for name, _ in checkpoint.spec.matrices()}
+    return Manifest(
+        name=checkpoint.name,
+        architecture=checkpoint.spec.model_type,
+        task="encoder_decoder",
+        target="cpu",
+        runtime=runtime,
+        kernels=kernels,
+        artefact=artefact,
+        context_length=shapes.context_length,
+        vocab_size=checkpoint.spec.vocab_size,
+        eos_token_ids=checkpoint.eos_token_ids,
+        bos_token_id=checkpoint.bos_token_id,
+        kv_cache=KvCache(shapes.layers, shapes.heads, shapes.head_dim, "float32"),
+        start_token_ids=start_tokens(checkpoint),
+        constraints=constraints(checkpoint),
+        inputs=shapes.manifest_inputs(),
+        source_length=source_limit(checkpoint.config) if shapes.masked else 0,
+        source=checkpoint.origin,
+        source_sha256=checkpoint.sha256,
+        recipe=checkpoint.recipe or {},
+        encodings=encodings,
+        layer_of_node=dict(layer_of_node),
+        stored_bytes=stored_bytes,
+        bits_per_weight=8 * stored_bytes / checkpoint.parameters,
+        gates=None,
+        tool_versions=dict(tool_versions),
+    )
 
 
 class Encode(nn.Module):
@@ -93,9 +230,9 @@ class Decode(nn.Module):
         cross: Sequence[torch.Tensor],
         bias: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """input_ids: int64 [1, S]. total: int32 [1], tokens in all, these included. past, cross: keys and values in turn.
+        """input_ids: int64 [1, S]. total: int32 [1], tokens in all, these included.
 
-        Returns logits [1, S, vocabulary] and the updated caches.
+        past, cross: keys and values of every layer in turn. bias: of the source's mask. Returns logits [1, S, vocabulary] and the updated caches.
         """
         steps = [_Step(keys, values, total, input_ids.shape[1]) for keys, values in _pairs(past)]
         cache = EncoderDecoderCache(Cache(layers=steps), Cache(layers=[_Fixed(*pair) for pair in _pairs(cross)]))
@@ -112,6 +249,12 @@ class Decode(nn.Module):
             **({} if bias is None else {"attention_mask": bias}),
         ).logits
         return (logits, *(tensor for step in steps for tensor in (step.keys, step.values)))
+
+
+def write_samples(folder: Path, tokens: Sequence[int], logits: Logits, source: Inputs) -> None:
+    """Keep a source, the answer's `tokens` [n] so far and the `logits` [rows, vocabulary] of the reference."""
+    samples = {"tokens": np.array(tokens, np.int64), "logits": np.ascontiguousarray(logits), **source}
+    save_file(samples, folder / SAMPLES)
 
 
 class _Layer(CacheLayerMixin):

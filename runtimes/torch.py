@@ -25,7 +25,7 @@ def open(bundle: Bundle, options: SessionOptions) -> Session:
 def open_folder(checkpoint: Checkpoint, context_length: int) -> Any:
     """The reference session of a checkpoint: float32, compressed matrices as the kernels compute them.
 
-    A `Session`, or for an encoder or a vision model a `ForwardSession`.
+    A `Session`, an `EncoderDecoderSession`, or for an encoder or a vision model a `ForwardSession`.
     """
     from edge.models.torch_model import build_model
 
@@ -33,6 +33,10 @@ def open_folder(checkpoint: Checkpoint, context_length: int) -> Any:
         from edge.runtimes._torch_forward import TorchForwardSession
 
         return TorchForwardSession(build_model(checkpoint))
+    if checkpoint.spec.task == "encoder_decoder":
+        from edge.runtimes._torch_encoder_decoder import TorchEncoderDecoderSession
+
+        return TorchEncoderDecoderSession(build_model(checkpoint), context_length, checkpoint.spec.vocab_size)
     return TorchSession(build_model(checkpoint), context_length, checkpoint.spec.vocab_size)
 
 

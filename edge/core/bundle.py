@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from edge.core.constraints import Constraints
 from edge.core.errors import EdgeError
 from edge.core.files import SCHEMA, read_json, sha256, write_json
 from edge.core.target import Kernels, KvCacheType, Task
@@ -61,7 +62,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a bundle is. Everything in it follows from the inputs: no time stamps, no host names.
 
     start_token_ids: what the decoder of an encoder-decoder begins with. kv_cache: None for a model without one.
-    inputs: what a model that runs in one call takes. context_length and vocab_size are 0 where there is no text.
+    constraints: what its search for an answer keeps to. source_length: tokens that its encoder reads at most, 0 where
+    there is no limit. inputs: what a model that runs in one call, or an encoder, takes. context_length and vocab_size are 0 where there is no text.
     """
 
     schema: int = SCHEMA
@@ -78,6 +80,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     bos_token_id: int | None
     kv_cache: KvCache | None = None
     start_token_ids: list[int] = msgspec.field(default_factory=list)
+    constraints: Constraints | None = None
+    source_length: int = 0
     inputs: dict[str, Input] = msgspec.field(default_factory=dict)
     source: str
     source_sha256: str

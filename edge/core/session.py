@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.core.bundle import Bundle
+from edge.core.constraints import Constraints
 from edge.core.errors import UsageError
 
 Logits = NDArray[np.float32]
@@ -137,16 +138,22 @@ def generate(
     max_tokens: int,
     stop: Sequence[int] = (),
     sampling: Sampling | None = None,
+    constraints: Constraints | None = None,
 ) -> Iterator[int]:
     """Yield new tokens until `max_tokens`, a stop token, or the end of the context."""
     check_prompt(session, prompt)
     sample = Sampler(sampling or Sampling())
     logits = session.prefill(prompt)
     room = min(max_tokens, session.context_length - len(prompt))
+    tokens = list(prompt)
     for produced in range(1, room + 1):
-        token = sample(logits[-1])
+        scores = logits[-1]
+        if constraints is not None:
+            scores = constraints.apply(scores, tokens, len(prompt), len(prompt) + room)
+        token = sample(scores)
         if token in stop:
             return
+        tokens.append(token)
         yield token
         if produced < room:
             logits = session.decode(token)

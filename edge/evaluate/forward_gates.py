@@ -18,7 +18,7 @@ from edge.core.weight import Dense
 FLOAT_LIMIT = 1e-3
 # Of what rounding activations to int8 does to the reference itself: see `rounding_noise`. Ours round as the reference
 # does, the runtime's builtin operators by scales of their own.
-NOISE_FACTOR: dict[Kernels, float] = {"edge": 3.0, "builtin": 10.0}
+NOISE_FACTOR: dict[Kernels, float] = {"edge": 3.0, "builtin": 5.0}
 DISTURBANCE = 1e-6
 
 
@@ -96,6 +96,14 @@ def sample_text(manifest: Manifest, tokens: Sequence[int]) -> dict[str, NDArray[
     """The text inputs of a manifest: token ids [1, n], ones for a mask."""
     ids = np.array([tokens], np.int64)
     return {name: ids if name == "input_ids" else np.ones_like(ids) for name in manifest.inputs}
+
+
+def sample_source(manifest: Manifest, tokens: Sequence[int], seed: int = 0) -> dict[str, NDArray[np.generic]]:
+    """A source for an encoder-decoder: text of these tokens, or noise within the range that features have."""
+    if "input_ids" in manifest.inputs:
+        return dict(sample_text(manifest, tokens))
+    random = np.random.default_rng(seed)
+    return {name: random.uniform(-1, 1, wanted.shape).astype(np.float32) for name, wanted in manifest.inputs.items()}
 
 
 def sample_image(manifest: Manifest, seed: int = 0) -> dict[str, NDArray[np.float32]]:

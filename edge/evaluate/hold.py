@@ -27,7 +27,7 @@ def hold(checkpoint: Checkpoint, folder: Path, manifest: Manifest, exporter: Any
     exporter: the module that wrote it; its `write_samples` keeps inputs and what the reference answers. Raises
     `EdgeError` for a task that the gates don't know.
     """
-    kinds = {"decoder": _decoder, "encoder": _forward, "vision": _forward}
+    kinds = {"decoder": _decoder, "encoder": _forward, "vision": _forward, "encoder_decoder": _encoder_decoder}
     if manifest.task not in kinds:
         raise EdgeError("gate.task", f"no gate for a bundle of the task '{manifest.task}'", "this is a defect of edge")
     reference = open_folder(checkpoint, manifest.context_length)
@@ -42,6 +42,22 @@ def _decoder(reference: Any, checkpoint: Checkpoint, folder: Path, manifest: Man
     exporter.write_samples(folder, tokens, reference.prefill(tokens))
     runtime, session = _open(folder, manifest)
     try:
+        limit = kl_limit(manifest.encodings.values(), manifest.kernels, getattr(runtime, "FLOAT_LIMIT", FLOAT_LIMIT))
+        return parity(reference, session, tokens, limit)
+    finally:
+        session.close()
+
+
+def _encoder_decoder(reference: Any, checkpoint: Checkpoint, folder: Path, manifest: Manifest, exporter: Any) -> Parity:
+    """Both read the same source; then as a decoder, from the tokens that an answer starts with on."""
+    words = _sample_tokens(checkpoint, folder, manifest.context_length)
+    source = forward_gates.sample_source(manifest, words[: manifest.source_length or None])
+    tokens = [*manifest.start_token_ids, *words][: max(1, manifest.context_length - 8)]
+    reference.encode(source)
+    exporter.write_samples(folder, tokens, reference.prefill(tokens), source)
+    runtime, session = _open(folder, manifest)
+    try:
+        session.encode(source)
         limit = kl_limit(manifest.encodings.values(), manifest.kernels, getattr(runtime, "FLOAT_LIMIT", FLOAT_LIMIT))
         return parity(reference, session, tokens, limit)
     finally:

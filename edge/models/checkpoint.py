@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edge.core import files
 from edge.core.errors import EdgeError, UsageError
-from edge.core.weight import Compressed, CompressedTensor, Dense
+from edge.core.weight import Compressed, CompressedTensor, Dense, Encoding
 from edge.models import folder as hf_folder
 from edge.models import hub
 from edge.models.any_model import StateStore, read_model
@@ -66,7 +66,7 @@ class Checkpoint:
         self.encodings: Mapping[str, Compressed] = settings.encodings if settings else {}
         self._store = store
         self._write_tokenizer = write_tokenizer
-        self._generation = generation
+        self.generation = generation
         self._shapes = tensor_shapes(self.spec)
         self._stored_names = _match(store.shapes(), self._shapes, self._compressed_parts(), self.spec)
 
@@ -146,6 +146,10 @@ class Checkpoint:
         rows, columns = values.shape
         return CompressedTensor(name, (rows, columns), Dense(DTYPE_NAMES[tensor.dtype]), {"values": values})
 
+    def matrix_encoding(self, name: str) -> Encoding:
+        """How a matrix is stored, without reading it where it is compressed."""
+        return self.encodings[name] if name in self.encodings else self.matrix(name).encoding
+
     def vector(self, name: str) -> NDArray[np.float32]:
         """A norm's weight, a bias or a table, as float32 of its own."""
         return self.tensor(name).float().clone().numpy()
@@ -172,7 +176,7 @@ class Checkpoint:
         return from_stored(name, shape, encoding, self._store.read, self._stored_names[name])
 
     def _special_token(self, field: str) -> Any:
-        value = self._generation.get(field)  # what `generate` would obey comes first
+        value = self.generation.get(field)  # what `generate` would obey comes first
         return getattr(self.config, field, None) if value is None else value
 
 
