@@ -43,11 +43,13 @@ class FirstOutput(nn.Module):
 
 
 def inputs_of(checkpoint: Checkpoint) -> dict[str, Input]:
-    """What the model takes, a batch of one. Texts have any length, images the size of the model's configuration."""
-    spec = checkpoint.spec
-    if spec.task == "vision":
-        return {name: Input("float32", [1, *image_shape(checkpoint.config)]) for name in spec.inputs}
-    return {name: Input("int64", [1, 0]) for name in spec.inputs}
+    """What the model takes, a batch of one. Texts have any length, images the size of the model's configuration.
+
+    By name: a program's inputs are in the order of the manifest's.
+    """
+    names, task = sorted(checkpoint.spec.inputs), checkpoint.spec.task
+    wanted = Input("float32", [1, *image_shape(checkpoint.config)]) if task == "vision" else Input("int64", [1, 0])
+    return dict.fromkeys(names, wanted)
 
 
 def trace(checkpoint: Checkpoint, context_length: int) -> ExportedProgram:

@@ -63,6 +63,84 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {},
 }
 
+TEXT = {"vocab_size": 160, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+IMAGES = {"image_size": 32, "num_channels": 3}
+SPEECH = {"num_mel_bins": 8, "max_source_positions": 24, "max_target_positions": 64}
+SEQUENCES: dict[str, Any] = {
+    "d_model": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 96,
+    "vocab_size": 160,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+}
+# transformers' class -> settings of its configuration: what no adapter describes. See `tiny_any_model`.
+CLASSES: dict[str, dict[str, Any]] = {
+    "BertModel": {**TEXT, "max_position_embeddings": 64},
+    "BertForMaskedLM": {**TEXT, "max_position_embeddings": 64},
+    "BertForSequenceClassification": {**TEXT, "max_position_embeddings": 64, "num_labels": 5},
+    "RobertaModel": {**TEXT, "max_position_embeddings": 66, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    "DistilBertModel": {"vocab_size": 160, "dim": 64, "hidden_dim": 96, "n_layers": 2, "n_heads": 4},
+    "ViTForImageClassification": {**TEXT, **IMAGES, "patch_size": 8, "num_labels": 7},
+    "SwinForImageClassification": {
+        **IMAGES,
+        "patch_size": 2,
+        "embed_dim": 16,
+        "depths": [2, 2],
+        "num_heads": [2, 4],
+        "window_size": 4,
+        "num_labels": 7,
+    },
+    "EfficientNetForImageClassification": {
+        **IMAGES,
+        "width_coefficient": 0.25,
+        "depth_coefficient": 0.2,
+        "hidden_dim": 320,
+        "num_labels": 7,
+    },
+    "T5ForConditionalGeneration": {
+        "vocab_size": 160,
+        "d_model": 64,
+        "d_ff": 96,
+        "d_kv": 16,
+        "num_layers": 2,
+        "num_heads": 4,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 2,
+    },
+    "BartForConditionalGeneration": {**SEQUENCES, "max_position_embeddings": 64, "forced_eos_token_id": 2},
+    "WhisperForConditionalGeneration": {**SEQUENCES, **SPEECH},
+}
+
+
+def tiny_any_model(class_name: str, folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Write a tiny model of a transformers class with random weights; return its folder.
+
+    Text models get the tokenizer of `tiny_model`. All weights are random, so that a wrong order of operations shows.
+    """
+    import transformers
+
+    cls = getattr(transformers, class_name)
+    config = cls.config_class(**{**CLASSES[class_name], **changes})
+    model = cls(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            fan_in = parameter[0].numel() if parameter.dim() > 1 else 1
+            values = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(values * fan_in**-0.5 if parameter.dim() > 1 else parameter + 0.2 * values)
+    model.save_pretrained(folder)
+    if "vocab_size" in CLASSES[class_name] and class_name.partition("For")[0] not in ("ViT", "Whisper"):
+        tiny_tokenizer(COMMON["vocab_size"]).save_pretrained(folder)
+    return folder
+
 
 def tiny_config(family: str, **changes: Any) -> Any:
     """The transformers configuration of a tiny model. `changes` go over the family's own settings."""
