@@ -232,7 +232,8 @@ class Decode(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """input_ids: int64 [1, S]. total: int32 [1], tokens in all, these included.
 
-        past, cross: keys and values of every layer in turn. bias: of the source's mask. Returns logits [1, S, vocabulary] and the updated caches.
+        past, cross: keys and values of every layer in turn. bias: of the source's mask.
+        Returns logits [1, S, vocabulary] and the updated caches.
         """
         steps = [_Step(keys, values, total, input_ids.shape[1]) for keys, values in _pairs(past)]
         cache = EncoderDecoderCache(Cache(layers=steps), Cache(layers=[_Fixed(*pair) for pair in _pairs(cross)]))

@@ -63,7 +63,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     start_token_ids: what the decoder of an encoder-decoder begins with. kv_cache: None for a model without one.
     constraints: what its search for an answer keeps to. source_length: tokens that its encoder reads at most, 0 where
-    there is no limit. inputs: what a model that runs in one call, or an encoder, takes. context_length and vocab_size are 0 where there is no text.
+    there is no limit. inputs: what a model that runs in one call, or an encoder, takes. context_length and
+    vocab_size are 0 where there is no text.
     """
 
     schema: int = SCHEMA

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from edge.core import files
 from edge.core.errors import EdgeError, UsageError
 from edge.core.weight import Compressed, CompressedTensor, Dense, Encoding
+from edge.models import ctranslate2_file, hub
 from edge.models import folder as hf_folder
-from edge.models import hub
 from edge.models.any_model import StateStore, read_model
 from edge.models.describe import describe, tensor_shapes
 from edge.models.spec import DecoderSpec, Linear, Spec
@@ -197,7 +197,7 @@ def origin_of(source: str) -> str:
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
-    """Open a Hugging Face folder, a folder that edge compressed, a GGUF file, or a hub id (downloaded if need be)."""
+    """Open a Hugging Face folder, one that edge or CTranslate2 wrote, a GGUF file, or a hub id (then downloaded)."""
     path = Path(source)
     if path.is_dir():
         return _open_folder(path, str(source))
@@ -222,6 +222,9 @@ def _open_file(path: Path) -> Checkpoint:
 
 
 def _open_folder(folder: Path, source: str) -> Checkpoint:
+    if ctranslate2_file.is_ctranslate2(folder):
+        found = ctranslate2_file.open_ctranslate2(folder)
+        return Checkpoint(source, found.config, found.store, found.write_tokenizer, found.generation)
     config = hf_folder.load_config(folder)
     store: TensorStore = hf_folder.open_weights(folder)
     settings = _settings(folder, hf_folder.read_config(folder))

@@ -106,7 +106,7 @@ def _decoder(model: nn.Module, shapes: steps.Shapes) -> ir.Model:
 
 
 class OnnxDialect:
-    """ONNX Runtime's fused attention. The cached one writes new keys and values where they belong and copies nothing."""
+    """ONNX Runtime's fused attention. The cached one writes new keys and values where they belong, and copies none."""
 
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None, scale: float
