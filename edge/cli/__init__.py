@@ -97,9 +97,14 @@ def _options(
 
 
 def main() -> None:
-    """Entry point of `edge`. The only place that turns errors into exit codes."""
+    """Entry point of `edge`."""
+    guarded(app)
+
+
+def guarded(job: Callable[[], None]) -> None:
+    """Run a command. The only place that turns errors into exit codes."""
     try:
-        app()
+        job()
     except EdgeError as error:
         _show(error)
         sys.exit(error.exit_code)
