@@ -34,6 +34,11 @@ def open(bundle: Bundle, options: SessionOptions) -> Session:
     _check_version(bundle.manifest)
     engine, log = _engine(), _Log(bundle.manifest.kernels)
     _set_threads(engine, options.threads)
+    if bundle.manifest.task in ("encoder", "vision"):
+        from edge.runtimes._executorch_forward import ExecutorchForwardSession
+
+        loaded = _load(engine, bundle.artefact, options.profile_path is not None, log)
+        return ExecutorchForwardSession(loaded, bundle.manifest, options, log.reason, _sessions)
     return ExecutorchSession(engine, bundle, options, log)
 
 

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from edge import __version__
 from edge.core.bundle import Input, Manifest
 from edge.core.errors import EdgeError, UsageError
 from edge.core.target import Kernels, KvCacheType
 from edge.core.weight import Dense, Encoding
+from edge.exporters._samples import OUTPUT, write_samples
 from edge.exporters._trace import inputs_of, trace
 from edge.exporters.onnx.builder import DATA, MODEL, GraphBuilder
 from edge.exporters.onnx.linear import operators, refuse_unserved
@@ -26,10 +25,8 @@ from edge.exporters.onnx.torch_graph import convert, layer_of
 from edge.models.checkpoint import Checkpoint
 
 __all__ = ["codes_equal", "slow_nodes", "write", "write_samples"]
-SAMPLES = "samples.safetensors"
 OPSET = 23  # its Attention runs twice as fast as the nodes that older versions make of it
 INLINE_BYTES = 1024
-OUTPUT = "output"
 
 
 def write(
@@ -58,11 +55,6 @@ def write(
     checkpoint.save_tokenizer(folder)
     checkpoint.config.save_pretrained(folder)
     return _manifest(rewriter, folder, inputs, context_length)
-
-
-def write_samples(folder: Path, inputs: Mapping[str, NDArray[Any]], output: NDArray[np.float32]) -> None:
-    """Keep sample inputs by name and what the reference answers to them, `output`."""
-    save_file({**inputs, OUTPUT: np.ascontiguousarray(output)}, folder / SAMPLES)
 
 
 def codes_equal(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> bool:

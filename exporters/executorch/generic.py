@@ -1,0 +1,115 @@
+"""Models that run in one call as ExecuTorch programs: edge's operators for compressed matrices, XNNPACK for others."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from edge import __version__
+from edge.core.bundle import Manifest
+from edge.core.errors import EdgeError, UsageError
+from edge.core.target import Kernels, KvCacheType
+from edge.core.weight import CompressedTensor, Dense, Encoding
+from edge.exporters._samples import write_samples
+from edge.exporters._trace import inputs_of, trace
+from edge.exporters.executorch import builtin
+from edge.exporters.executorch.lower import layers_of_instructions, lower
+from edge.exporters.executorch.program import ProgramFile
+from edge.exporters.executorch.slow_path import slow_nodes
+from edge.kernels.executorch_ops import executorch_version
+from edge.kernels.pack import supported, unpack
+from edge.models.checkpoint import Checkpoint
+
+__all__ = ["codes_equal", "slow_nodes", "write", "write_samples"]
+MODEL = "model.pte"
+
+
+def write(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    kernels: Kernels,
+    context_length: int,
+    kv_cache: KvCacheType | None = None,
+) -> Manifest:
+    """Write an encoder or a vision model into an existing folder and say what was written.
+
+    Raises `EdgeError` before the first byte for what can't be exported: a compressed model with builtin kernels, an
+    encoding that the kernels don't serve, a model that torch can't trace.
+    """
+    _refuse(checkpoint, kernels, kv_cache)
+    lowered = lower(trace(checkpoint, context_length), builtin.partitioners())
+    with (folder / MODEL).open("wb") as file:
+        lowered.write_to_file(file)
+    checkpoint.save_tokenizer(folder)
+    checkpoint.config.save_pretrained(folder)
+    stored_bytes = (folder / MODEL).stat().st_size
+    spec = checkpoint.spec
+    return Manifest(
+        name=checkpoint.name,
+        architecture=spec.model_type,
+        task=spec.task,
+        target="cpu",
+        runtime="executorch",
+        kernels=kernels,
+        artefact=MODEL,
+        context_length=context_length,
+        vocab_size=spec.vocab_size,
+        eos_token_ids=checkpoint.eos_token_ids,
+        bos_token_id=checkpoint.bos_token_id,
+        inputs=inputs_of(checkpoint),
+        source=checkpoint.origin,
+        source_sha256=checkpoint.sha256,
+        recipe=checkpoint.recipe or {},
+        encodings=_encodings(checkpoint),
+        layer_of_node={node: layer.removeprefix("model.") for node, layer in layers_of_instructions(lowered).items()},
+        stored_bytes=stored_bytes,
+        bits_per_weight=8 * stored_bytes / checkpoint.parameters,
+        gates=None,
+        tool_versions={"edge": __version__} | {name: version(name) for name in ("executorch", "torch")},
+    )
+
+
+def codes_equal(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> bool:
+    """Whether every packed matrix of the program is, code by code, that of the layer which reads it."""
+    program = ProgramFile(folder / manifest.artefact)
+    copies = checkpoint.spec.tied_copies
+    for call in program.calls():
+        if not call.operator.startswith("edge::"):
+            continue
+        name = f"{manifest.layer_of_node[f'{call.instruction}:{call.operator}']}.weight"
+        packed = program.constant(call.operands[1])
+        try:
+            if packed is None or not _same(unpack(packed), checkpoint, copies.get(name, name)):
+                return False
+        except EdgeError:  # the packed bytes don't add up
+            return False
+    return True
+
+
+def _same(stored: CompressedTensor, checkpoint: Checkpoint, name: str) -> bool:
+    if name not in checkpoint.encodings:
+        return False
+    wanted = checkpoint.matrix(name)
+    same_kind = (stored.encoding, stored.shape) == (wanted.encoding, wanted.shape)
+    return same_kind and all(np.array_equal(stored.parts[part], wanted.parts[part]) for part in wanted.parts)
+
+
+def _refuse(checkpoint: Checkpoint, kernels: Kernels, kv_cache: KvCacheType | None) -> None:
+    executorch_version()
+    if kv_cache is not None:
+        raise UsageError("export.kv_cache", f"a {checkpoint.spec.task} model has no cache", "leave out --kv-cache")
+    for name, encoding in checkpoint.encodings.items():
+        reason = supported(encoding)
+        if kernels == "builtin":
+            reason = "use --kernels edge, or --runtime onnx, or export the original"
+        if reason:
+            message = f"{name} is stored as {encoding}, which {kernels} kernels don't serve in ExecuTorch"
+            raise EdgeError("export.encoding", message, reason)
+
+
+def _encodings(checkpoint: Checkpoint) -> dict[str, Encoding]:
+    """How every matrix is stored: dense ones become float32."""
+    return {name: checkpoint.encodings.get(name, Dense("float32")) for name, _ in checkpoint.spec.matrices()}
