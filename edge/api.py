@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edge.answer import EncoderDecoderModel
 from edge.core.bundle import Bundle, Gates, Manifest, open_bundle, seal
 from edge.core.console import info
 from edge.core.errors import DeviceUnavailable, EngineMissing, GateFailed, UsageError, nearest
@@ -156,13 +157,14 @@ class LanguageModel:
         self.session.close()
 
 
-def load(path: str | Path, *, threads: int = 0) -> LanguageModel:
+def load(path: str | Path, *, threads: int = 0) -> LanguageModel | EncoderDecoderModel:
     """Open a bundle for use. Every file's hash is checked first."""
     from edge.models.tokenizer import tokenizer_of
 
     bundle = open_bundle(Path(path))
     session = RUNTIMES.load(bundle.manifest.runtime).open(bundle, SessionOptions(threads=threads))
-    return LanguageModel(bundle, session, tokenizer_of(bundle.path))
+    model = EncoderDecoderModel if bundle.manifest.task == "encoder_decoder" else LanguageModel
+    return model(bundle, session, tokenizer_of(bundle.path))
 
 
 def evaluate(
