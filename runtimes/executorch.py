@@ -160,6 +160,7 @@ def _engine() -> Any:
     import torch  # noqa: F401 (its libraries first)
     from executorch.extension.pybindings import _C  # `executorch.runtime` takes four seconds longer
 
+    executorch_ops.load_quantized()
     return _C
 
 

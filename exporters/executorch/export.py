@@ -52,7 +52,9 @@ def write(
     tokens, rows = min(MOST_TOKENS, context_length), min(MOST_ROWS, context_length)
     shapes = ({1: torch.export.Dim("tokens", max=tokens)}, None, {0: torch.export.Dim("rows", max=rows)})
     example = [torch.zeros(1, 2, dtype=torch.int64), torch.tensor([2], dtype=torch.int32), torch.tensor([0, 1])]
-    lowered = lower(traced(decoder, example, shapes), _partitioners(checkpoint, kernels))
+    lowered = lower(
+        traced(decoder, example, shapes), _partitioners(checkpoint, kernels), reinplace=kernels == "builtin"
+    )
     with (folder / MODEL).open("wb") as file:
         lowered.write_to_file(file)
     checkpoint.save_tokenizer(folder)
@@ -74,10 +76,20 @@ def _refuse(checkpoint: Checkpoint, kernels: Kernels, context_length: int, kv_ca
         hint = "leave it at float32, or export with edge's kernels"
         raise UsageError("export.kv_cache", f"builtin kernels have no {kv_cache} cache in ExecuTorch", hint)
     for name, encoding in checkpoint.encodings.items():
-        reason = builtin.refusal(name, encoding, checkpoint.spec) if kernels == "builtin" else supported(encoding)
-        if reason and not isinstance(encoding, Dense):
+        reason = _unserved(checkpoint, name, kernels)
+        if reason:
             message = f"{name} is stored as {encoding}, which {kernels} kernels don't serve"
             raise EdgeError("export.encoding", message, reason)
+
+
+def _unserved(checkpoint: Checkpoint, name: str, kernels: Kernels) -> str:
+    encoding, spec = checkpoint.encodings[name], checkpoint.spec
+    if isinstance(encoding, Dense):
+        return ""
+    if kernels == "edge":
+        return supported(encoding)
+    is_embedding = name == f"{spec.embedding}.weight" and not spec.tied
+    return builtin.refusal(encoding, checkpoint.matrix_shape(name)[1], is_embedding)
 
 
 def _partitioners(checkpoint: Checkpoint, kernels: Kernels) -> list[object]:

@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from edge.core.concatenate import concatenate_rows
 from edge.core.target import Kernels, KvCacheType
 from edge.core.weight import CompressedTensor, Dense, Encoding
 from edge.exporters import _fusion as fusion
-from edge.exporters.executorch import builtin, modules
-from edge.exporters.executorch.decoder import Decoder
-from edge.kernels.lib import Epilogue
+from edge.exporters.executorch import builtin, modules, products
+from edge.exporters.executorch.decoder import FRAME, Decoder
 from edge.kernels.pack import pack
 from edge.models.checkpoint import Checkpoint
-from edge.models.spec import Attention, Layer, Linear, Mlp, Norm
+from edge.models.spec import Attention, Layer, Linear, Norm
 from edge.models.torch_model import rope_tables
+
+Constants = dict[str, torch.Tensor | None]
 
 
 class Filler:
@@ -31,20 +31,26 @@ class Filler:
         self.kv_cache = kv_cache
         self.encodings: dict[str, Encoding] = {}
         self.decoder = Decoder(checkpoint.spec)
-        self._packed: dict[str, torch.Tensor] = {}  # a tied matrix is one constant
+        self._kept: dict[str, torch.Tensor] = {}  # a tied matrix is one constant
 
     def fill(self) -> Decoder:
         """The module with all weights."""
         spec = self.decoder.spec
-        for key, (cos, sin) in rope_tables(self.checkpoint.config, self.context_length).items():
-            self.decoder.put(f"rope.{key}", modules.RotaryTables(cos=cos, sin=sin))
+        self.decoder.put(FRAME, self._frame())
         self._embedding()
         for layer in spec.layers:
             self._layer(layer)
             self.checkpoint.release()
         head = self._matrix(f"{spec.embedding if spec.tied else spec.head}.weight")
-        self._product(spec.head, head, (), spec.final_norm)
+        self._group(products.Group(spec.head, (), spec.final_norm), [head])
         return self.decoder.eval().requires_grad_(False)
+
+    def _frame(self) -> nn.Module:
+        spec = self.decoder.spec
+        tables = rope_tables(self.checkpoint.config, self.context_length)
+        if self.kernels == "edge":
+            return modules.FusedFrame(tables)
+        return builtin.StaticFrame(tables, spec.layers, self.context_length)
 
     def _embedding(self) -> None:
         spec = self.decoder.spec
@@ -52,7 +58,7 @@ class Filler:
         if isinstance(tensor.encoding, Dense):
             layer: nn.Module = modules.Embedding(weight=self._floats(tensor))
         elif self.kernels == "edge":
-            layer = modules.FusedEmbedding(tensor.shape[1], weight=self._pack(tensor))
+            layer = modules.FusedEmbedding(tensor.shape[1], self._packed(tensor))
         else:
             layer = builtin.QuantizedEmbedding(tensor)
         self.decoder.put(spec.embedding, layer)
@@ -61,66 +67,53 @@ class Filler:
             self.decoder.put(spec.position_embedding, modules.Embedding(weight=torch.from_numpy(table)))
 
     def _layer(self, layer: Layer) -> None:
-        spec = layer.attention
-        qkv = fusion.fused_name(spec.qkv, "qkv_proj")
-        self.decoder.put(qkv.rpartition(".")[0], self._attention(spec))
-        self._linears(qkv, spec.qkv, layer.input_norm)
-        self._linears(spec.o.name, (spec.o,))
-        self._linears(fusion.fused_name(layer.mlp.up, "gate_up_proj"), layer.mlp.up, layer.mlp_norm, layer.mlp)
-        self._linears(layer.mlp.down.name, (layer.mlp.down,))
+        name = fusion.fused_name(layer.attention.qkv, "qkv_proj").rpartition(".")[0]
+        self.decoder.put(name, self._attention(layer.attention))
+        for group in products.groups(layer, self.kernels):
+            self._group(group, [self._matrix(linear) for linear in group.linears])
         for post in filter(None, (layer.post_attention_norm, layer.post_mlp_norm)):
             self._norm(post)
 
     def _attention(self, spec: Attention) -> nn.Module:
-        norms = {
-            part: norm and self._norm_constants(norm)["weight"]
-            for part, norm in (("q_norm", spec.q_norm), ("k_norm", spec.k_norm))
-        }
         if self.kernels == "builtin":
-            return builtin.StaticAttention(spec, self.context_length, **norms)
+            norms = [norm and self._normalization(norm) for norm in (spec.q_norm, spec.k_norm)]
+            return builtin.StaticAttention(spec, self.context_length, *norms)
+        weights = {"q_norm": spec.q_norm, "k_norm": spec.k_norm}
+        constants = {name: norm and self._norm_constants(norm)["weight"] for name, norm in weights.items()}
         shape = fusion.cache_shape(spec, self.kv_cache, self.context_length)
-        return modules.FusedAttention(fusion.attention_attributes(spec, self.kv_cache), shape, **norms)
+        return modules.FusedAttention(spec, fusion.attention_attributes(spec, self.kv_cache), shape, **constants)
 
-    def _linears(self, name: str, linears: Sequence[Linear], norm: Norm | None = None, mlp: Mlp | None = None) -> None:
-        """Matrices with the same input: one product where their encodings agree, else one each."""
-        tensors = [self._matrix(linear) for linear in linears]
-        fused = concatenate_rows(f"{name}.weight", tensors)
-        if fused is not None:
-            self._product(name, fused, linears, norm, fusion.epilogue_of(mlp))
-            return
-        if norm is not None:
-            self._norm(norm)
-        for linear, tensor in zip(linears, tensors, strict=True):
-            self._product(linear.name, tensor, [linear])
+    def _group(self, group: products.Group, tensors: Sequence[CompressedTensor]) -> None:
+        found = products.parts(group, tensors, self.kernels)
+        bias, start = self._bias(group.linears), 0
+        self.decoder.parts[group.name] = [name for name, _ in found]
+        for name, tensor in found:
+            end = start + tensor.shape[0]
+            self._product(group, name, tensor, None if bias is None else bias[start:end])
+            start = end
+        if group.norm is not None and not self.decoder.is_fused(group.name):
+            self._norm(group.norm)
 
-    def _product(
-        self,
-        name: str,
-        tensor: CompressedTensor,
-        linears: Sequence[Linear],
-        norm: Norm | None = None,
-        epilogue: Epilogue = "none",
-    ) -> None:
-        bias = self._bias(linears)
-        if self.kernels == "edge" and not isinstance(tensor.encoding, Dense):
+    def _product(self, group: products.Group, name: str, tensor: CompressedTensor, bias: torch.Tensor | None) -> None:
+        if isinstance(tensor.encoding, Dense):
+            layer: nn.Module = modules.Linear(weight=self._floats(tensor), bias=bias)
+        elif self.kernels == "builtin":
+            layer = builtin.QuantizedLinear(tensor, bias)
+        else:
+            whole = name == group.name
+            norm, epilogue = (group.norm, fusion.epilogue_of(group.mlp)) if whole else (None, "none")
             attributes = fusion.linear_attributes(self.checkpoint, tensor.shape[0], norm, epilogue)
             norms = {} if norm is None else {f"norm_{k}": v for k, v in self._norm_constants(norm).items()}
-            layer: nn.Module = modules.FusedLinear(attributes, weight=self._pack(tensor), bias=bias, **norms)
-        else:
-            if norm is not None:
-                self._norm(norm)
-            dense = isinstance(tensor.encoding, Dense)
-            layer = (
-                modules.Linear(weight=self._floats(tensor), bias=bias)
-                if dense
-                else builtin.QuantizedLinear(tensor, bias)
-            )
+            layer = modules.FusedLinear(attributes, weight=self._packed(tensor), bias=bias, **norms)
         self.decoder.put(name, layer)
 
     def _norm(self, norm: Norm) -> None:
-        self.decoder.put(norm.name, modules.Normalization(norm, **self._norm_constants(norm)))
+        self.decoder.put(norm.name, self._normalization(norm))
 
-    def _norm_constants(self, norm: Norm) -> dict[str, torch.Tensor | None]:
+    def _normalization(self, norm: Norm) -> modules.Normalization:
+        return modules.Normalization(norm, **self._norm_constants(norm))
+
+    def _norm_constants(self, norm: Norm) -> Constants:
         weight = self.checkpoint.vector(f"{norm.name}.weight") + np.float32(norm.unit_offset)
         bias = None if norm.kind == "rms" else torch.from_numpy(self.checkpoint.vector(f"{norm.name}.bias"))
         return {"weight": torch.from_numpy(weight), "bias": bias}
@@ -128,23 +121,21 @@ class Filler:
     def _bias(self, linears: Sequence[Linear]) -> torch.Tensor | None:
         if not any(linear.bias for linear in linears):
             return None
-        absent = np.zeros
-        parts = [
-            self.checkpoint.vector(f"{m.name}.bias") if m.bias else absent(m.out_features, np.float32) for m in linears
-        ]
-        return torch.from_numpy(np.concatenate(parts))
+        vector = self.checkpoint.vector
+        rows = [vector(f"{m.name}.bias") if m.bias else np.zeros(m.out_features, np.float32) for m in linears]
+        return torch.from_numpy(np.concatenate(rows))
 
     def _matrix(self, linear: Linear | str) -> CompressedTensor:
         tensor = self.checkpoint.matrix(linear)
         self.encodings[tensor.name] = tensor.encoding
         return tensor
 
-    def _pack(self, tensor: CompressedTensor) -> torch.Tensor:
-        if tensor.name not in self._packed:
-            self._packed[tensor.name] = torch.from_numpy(pack(tensor))
-        return self._packed[tensor.name]
+    def _packed(self, tensor: CompressedTensor) -> torch.Tensor:
+        if tensor.name not in self._kept:
+            self._kept[tensor.name] = torch.from_numpy(pack(tensor))
+        return self._kept[tensor.name]
 
     def _floats(self, tensor: CompressedTensor) -> torch.Tensor:
-        if tensor.name not in self._packed:
-            self._packed[tensor.name] = torch.from_numpy(tensor.dequantize().copy())
-        return self._packed[tensor.name]
+        if tensor.name not in self._kept:
+            self._kept[tensor.name] = torch.from_numpy(np.array(tensor.dequantize(), np.float32))
+        return self._kept[tensor.name]

@@ -49,10 +49,10 @@ def _place(model: nn.Module, error: BaseException) -> str:
     return place
 
 
-def lower(program: torch.export.ExportedProgram, partitioners: Sequence[Any] = (), *, fold: bool = False) -> Any:
+def lower(program: torch.export.ExportedProgram, partitioners: Sequence[Any] = (), *, reinplace: bool = False) -> Any:
     """The program for ExecuTorch (an `ExecutorchProgramManager`): what `partitioners` take goes to their backends.
 
-    fold: let ExecuTorch fuse its own quantized operators and compute what is constant.
+    reinplace: let `index_put` write into a cache instead of a copy.
     """
     executorch_version()
     with quiet():
@@ -65,7 +65,7 @@ def lower(program: torch.export.ExportedProgram, partitioners: Sequence[Any] = (
             edge = to_edge(program, compile_config=config)
         return edge.to_executorch(
             ExecutorchBackendConfig(
-                segment_alignment=PAGE, constant_tensor_alignment=ALIGNMENT, do_quant_fusion_and_const_prop=fold
+                segment_alignment=PAGE, constant_tensor_alignment=ALIGNMENT, run_reinplace_pass=reinplace
             )
         )
 

@@ -10,7 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 import edge.kernels.torch_ops  # noqa: F401 (registers the operators)
-from edge.models.spec import Mlp, Norm
+from edge.models.spec import Attention, Mlp, Norm
+from edge.models.torch_model import RopeTables
+
+Frame = dict[str, torch.Tensor]  # what is the same for all layers of a call
 
 
 class Layer(nn.Module):
@@ -45,28 +48,34 @@ class FusedEmbedding(Layer):
         return torch.ops.edge.embedding(ids, self.weight, columns=self.columns)
 
 
+class FusedFrame(nn.Module):
+    """What all layers' attention needs: the length, and cos and sin [context_length, rotary_dim / 2] by name."""
+
+    def __init__(self, tables: RopeTables) -> None:
+        super().__init__()
+        for name, (cos, sin) in tables.items():
+            self.register_buffer(f"cos_{name}", cos)
+            self.register_buffer(f"sin_{name}", sin)
+
+    def forward(self, ids: torch.Tensor, total: torch.Tensor) -> Frame:
+        return {"total": total, **dict(self.named_buffers())}
+
+
 class FusedAttention(Layer):
     """edge::attention: norms of heads, rotation, caches (updated in place) and attention."""
 
     def __init__(
-        self, attributes: Mapping[str, Any], cache_shape: Sequence[int], **constants: torch.Tensor | None
+        self, spec: Attention, attributes: Mapping[str, Any], cache_shape: Sequence[int], **norms: torch.Tensor | None
     ) -> None:
         keys, values = (torch.zeros(*cache_shape, dtype=torch.uint8) for _ in range(2))
-        super().__init__(**constants, keys=keys, values=values)
-        self.attributes = dict(attributes)
+        super().__init__(**norms, keys=keys, values=values)
+        self.rope, self.attributes = spec.rope, dict(attributes)
 
-    def forward(
-        self, qkv: torch.Tensor, total: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None
-    ) -> torch.Tensor:
-        operands = dict(self.named_buffers()) | {"cos": cos, "sin": sin}
-        return torch.ops.edge.attention(qkv, total, **operands, **self.attributes)
-
-
-class RotaryTables(Layer):
-    """cos and sin, each [context_length, rotary_dim / 2]."""
-
-    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.cos, self.sin
+    def forward(self, parts: Sequence[torch.Tensor], frame: Frame) -> torch.Tensor:
+        qkv = parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
+        tables = {name: frame.get(f"{name}_{self.rope}") for name in ("cos", "sin")}
+        operands = dict(self.named_buffers()) | tables
+        return torch.ops.edge.attention(qkv, frame["total"], **operands, **self.attributes)
 
 
 class Linear(Layer):
@@ -103,11 +112,11 @@ def positions(ids: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
     return torch.arange(tokens) + (total.to(torch.int64) - tokens)
 
 
-def activate(mlp: Mlp, x: torch.Tensor) -> torch.Tensor:
-    """The activation function of an MLP on its first product; the gate's columns come first."""
+def activate(mlp: Mlp, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The activation function of an MLP on its first product, or on those of gate and up."""
     if not mlp.gated:
-        return _activation(mlp, x)
-    gate, up = x.chunk(2, dim=-1)
+        return _activation(mlp, parts[0])
+    gate, up = parts if len(parts) == 2 else parts[0].chunk(2, dim=-1)
     return _activation(mlp, gate) * up
 
 

@@ -59,10 +59,10 @@ class ProgramFile:
         start = self._segments + segment.offset + self._program.constant_segment.offsets[index]
         return self._file[start : start + math.prod(tensor.sizes) * dtype.itemsize].view(dtype).reshape(tensor.sizes)
 
-    def has(self, values: Array) -> bool:
+    def has(self, values: Array, prefix: str = "") -> bool:
         """Whether a delegate has these bytes as a constant. XNNPACK names constants by the digest of their bytes."""
-        stored = self._named.get(hashlib.sha256(np.ascontiguousarray(values).data).hexdigest())
-        return stored is not None and np.array_equal(stored, np.ascontiguousarray(values).view(np.uint8).reshape(-1))
+        stored = self._named.get(prefix + hashlib.sha256(values.tobytes()).hexdigest())
+        return stored is not None and stored.tobytes() == values.tobytes()
 
     @cached_property
     def _named(self) -> dict[str, Array]:

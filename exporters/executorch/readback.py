@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from edge.core.bundle import Manifest
-from edge.core.concatenate import concatenate_rows
 from edge.core.errors import EdgeError
 from edge.core.weight import CompressedTensor, Dense
-from edge.exporters._fusion import fused_linears
+from edge.exporters.executorch import builtin
+from edge.exporters.executorch.products import matrices
 from edge.exporters.executorch.program import Array, ProgramFile
 from edge.kernels.pack import unpack
 from edge.models.checkpoint import Checkpoint
@@ -26,22 +25,9 @@ def codes_equal(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> boo
     program = ProgramFile(folder / manifest.artefact)
     try:
         stored = _Stored(program, manifest)
-        return all(stored.holds(layer, tensor) for layer, tensor in _matrices(checkpoint))
+        return all(stored.holds(layer, tensor) for layer, tensor in matrices(checkpoint, manifest.kernels))
     except EdgeError:  # packed bytes don't add up
         return False
-
-
-def _matrices(checkpoint: Checkpoint) -> Iterator[tuple[str, CompressedTensor]]:
-    """Every matrix under the name of its layer, as exporting joins them."""
-    spec = checkpoint.spec
-    embedding = checkpoint.matrix(f"{spec.embedding}.weight")
-    yield spec.embedding, embedding
-    yield spec.head, embedding if spec.tied else checkpoint.matrix(f"{spec.head}.weight")
-    for name, linears in fused_linears(spec):
-        tensors = [checkpoint.matrix(linear) for linear in linears]
-        fused = concatenate_rows(f"{name}.weight", tensors)
-        yield from [(name, fused)] if fused is not None else zip((m.name for m in linears), tensors, strict=True)
-        checkpoint.release()
 
 
 class _Stored:
@@ -64,7 +50,9 @@ class _Stored:
             beside = any(c.shape == values.shape and np.array_equal(c, values) for c in constants)
             return beside or self._program.has(values)
         if self._kernels == "builtin":
-            raise NotImplementedError
+            rows = builtin.stored_rows(wanted)
+            looked_up = all(any(np.array_equal(c, array) for c in constants) for array in rows)
+            return looked_up or all(self._program.has(array, prefix) for prefix, array in builtin.stored(wanted))
         return any(c.dtype == np.uint8 and _equal(unpack(c), wanted) for c in constants if c.ndim == 1)
 
 

@@ -31,11 +31,7 @@ def executorch_version() -> str:
 def library() -> Path:
     """The operators for this ExecuTorch, compiled unless they are. Raises `EdgeError` when that can't be done."""
     found = executorch_version()
-    spec = importlib.util.find_spec("executorch")
-    roots = list(spec.submodule_search_locations or ()) if spec else []
-    root = next((Path(root) for root in roots if (Path(root) / "lib" / "libexecutorch.so").is_file()), None)
-    if root is None:
-        raise EdgeError("kernels.executorch", f"ExecuTorch {found} comes without its library and headers", INSTALL)
+    root = _root()
     include, kernels = root / "include", lib.library_path().resolve()
     includes = (include, include / "executorch" / "runtime" / "core" / "portable_type" / "c10")
     libraries = ("-lexecutorch", "-lexecutorch_threadpool", str(kernels))
@@ -43,6 +39,23 @@ def library() -> Path:
     flags = [*DEFINES, *(f"-isystem{path}" for path in includes), f"-L{root / 'lib'}", *libraries, *folders]
     source = sources() / "bind" / "executorch" / "operators.cpp"
     return shared_library(f"executorch-{found}", source, [*flags, "-Wl,--no-undefined"])
+
+
+def _root() -> Path:
+    """Where ExecuTorch's libraries and headers are."""
+    spec = importlib.util.find_spec("executorch")
+    roots = list(spec.submodule_search_locations or ()) if spec else []
+    root = next((Path(root) for root in roots if (Path(root) / "lib" / "libexecutorch.so").is_file()), None)
+    if root is None:
+        message = f"ExecuTorch {executorch_version()} comes without its library and headers"
+        raise EdgeError("kernels.executorch", message, INSTALL)
+    return root
+
+
+@lru_cache(maxsize=1)
+def load_quantized() -> None:
+    """Register ExecuTorch's own quantized operators: embeddings of 4 and 8 bits."""
+    ctypes.CDLL(str(_root() / "lib" / "libexecutorch_kernels_quantized.so"), mode=ctypes.RTLD_GLOBAL)
 
 
 @lru_cache(maxsize=1)
