@@ -23,6 +23,7 @@ from edge.core.target import Kernels, KvCacheType, Task
 
 if TYPE_CHECKING:
     from edge.models.checkpoint import Checkpoint
+    from edge.models.forward import ImageModel, TextModel
 
 DEFAULT_CONTEXT = 2048
 EXPORTERS: dict[Task, str] = {
@@ -157,12 +158,17 @@ class LanguageModel:
         self.session.close()
 
 
-def load(path: str | Path, *, threads: int = 0) -> LanguageModel | EncoderDecoderModel:
+def load(path: str | Path, *, threads: int = 0) -> LanguageModel | EncoderDecoderModel | TextModel | ImageModel:
     """Open a bundle for use. Every file's hash is checked first."""
     from edge.models.tokenizer import tokenizer_of
 
     bundle = open_bundle(Path(path))
     session = RUNTIMES.load(bundle.manifest.runtime).open(bundle, SessionOptions(threads=threads))
+    if bundle.manifest.task in ("encoder", "vision"):
+        from edge.models.folder import load_config
+        from edge.models.forward import open_forward
+
+        return open_forward(session, bundle.path, load_config(bundle.path), bundle.manifest.context_length)
     model = EncoderDecoderModel if bundle.manifest.task == "encoder_decoder" else LanguageModel
     return model(bundle, session, tokenizer_of(bundle.path))
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edge.cli._forward import run_forward
 from edge.cli._output import Json, Threads, print_json
 
 
@@ -15,6 +16,7 @@ def command(
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Text; read from stdin when absent.")] = None,
     system: Annotated[str | None, typer.Option(help="System message for the chat template.")] = None,
     audio: Annotated[Path | None, typer.Option(help="WAV file to transcribe, for a model that reads sound.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Image file, for a model that sees.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text: no chat template.")] = False,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1)] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -24,14 +26,23 @@ def command(
     threads: Threads = 0,
     json: Json = False,
 ) -> None:
-    """Generate text with a bundle, streamed; speed at the end."""
+    """Run a bundle: text is generated, streamed, with its speed; an encoder or a vision model says what it sees."""
     from edge import api
     from edge.answer import EncoderDecoderModel
     from edge.core.errors import UsageError
     from edge.core.session import Sampling
+    from edge.models.forward import ImageModel, TextModel
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     model = api.load(bundle, threads=threads)
+    if isinstance(model, TextModel | ImageModel):
+        if system is not None or raw or audio is not None:
+            raise UsageError("run.option", "--system, --raw and --audio are not for this model", "leave them away")
+        run_forward(model, lambda: _prompt(prompt), image, json=json)
+        model.close()
+        return
+    if image is not None:
+        raise UsageError("run.image", f"{model.bundle.manifest.name} doesn't see", "leave --image away")
     asked = None if audio is not None else (lambda: _prompt(prompt))
     if isinstance(model, EncoderDecoderModel):
         if system is not None or raw:

@@ -5,9 +5,7 @@ Its modules say what an adapter would: which matrices there are, which tensors a
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ from torch import nn
 
 from edge.core.errors import EdgeError
 from edge.core.target import Task
+from edge.models.logs import quiet
 from edge.models.spec import MatrixKind, ModuleSpec
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def read_model(config: PretrainedConfig, folder: Path) -> Mapping[str, torch.Ten
     Raises `EdgeError` for tensors that are missing, misshapen or of no use.
     """
     cls = model_class(config)
-    with _quiet():
+    with quiet():
         try:
             model, found = cls.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype="auto", output_loading_info=True
@@ -165,18 +164,6 @@ def _context_length(config: Any) -> int:
     found: int = next((getattr(config, name) for name in names if isinstance(getattr(config, name, None), int)), 512)
     # RoBERTa's kind counts positions from its padding token on.
     return found - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else found
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the table of loaded tensors that transformers logs: what matters is raised."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _line(error: Exception) -> str:

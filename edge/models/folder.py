@@ -33,6 +33,7 @@ TOKENIZER_FILES = (
     "processor_config.json",
     "modules.json",
     "1_Pooling/config.json",
+    "sentence_bert_config.json",
 )
 
 

@@ -1,9 +1,8 @@
-"""Images as a vision model wants them: by its preprocessor_config.json, with Pillow and NumPy."""
+"""Images as a vision model wants them: by the image processor that came with it, else resized and normalized."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from edge.core.console import info
 from edge.core.errors import EdgeError, UsageError
+from edge.models.logs import quiet
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -20,7 +20,7 @@ PREPROCESSOR = "preprocessor_config.json"
 DEFAULT_SIZE = 224
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-Image = NDArray[np.float32]
+Pixels = NDArray[np.float32]
 
 
 def image_shape(config: PretrainedConfig) -> tuple[int, int, int]:
@@ -30,77 +30,25 @@ def image_shape(config: PretrainedConfig) -> tuple[int, int, int]:
     return int(getattr(config, "num_channels", 3)), int(height), int(width)
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """resize: [height, width] to bring an image to, or the length of its shorter side; None leaves it.
+def image_reader(folder: Path, config: PretrainedConfig) -> Callable[[Path], Pixels]:
+    """What makes pixel_values [1, channels, height, width] of an image file.
 
-    The middle of [height, width] is cut out of that. Values become (x * rescale - mean) / std, colour by colour.
+    By preprocessor_config.json in `folder`; where there is none, by the field's usual settings, which it says. The
+    reader raises `UsageError` for a file that can't be read.
     """
-
-    height: int
-    width: int
-    channels: int
-    resize: tuple[int, int] | int | None
-    resample: int = 2
-    rescale: float = 1 / 255
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-
-    def __call__(self, path: Path) -> Image:
-        """pixel_values [1, channels, height, width] of an image file. Raises `UsageError` for one it can't read."""
-        image = self._resized(_open(path, self.channels))
-        left, top = (image.width - self.width) // 2, (image.height - self.height) // 2
-        image = image.crop((left, top, left + self.width, top + self.height))
-        values = np.asarray(image, np.float32).reshape(self.height, self.width, self.channels) * np.float32(
-            self.rescale
-        )
-        values = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return np.ascontiguousarray(values.transpose(2, 0, 1)[None], np.float32)
-
-    def _resized(self, image: Any) -> Any:
-        if self.resize is None:
-            return image
-        if isinstance(self.resize, int):
-            ratio = self.resize / min(image.size)
-            size = (max(1, int(image.width * ratio)), max(1, int(image.height * ratio)))
-        else:
-            size = self.resize[::-1]
-        return image.resize(size, self.resample)
-
-
-def preprocessing_of(folder: Path, config: PretrainedConfig) -> Preprocessing:
-    """What preprocessor_config.json beside a model says; the field's usual settings, said so, where there is none."""
     channels, height, width = image_shape(config)
-    path = folder / PREPROCESSOR
-    if not path.is_file():
-        info(f"no {PREPROCESSOR}: images are resized to {height}x{width} and normalized as for ImageNet")
-        return Preprocessing(height, width, channels, (height, width), mean=IMAGENET_MEAN[:channels])
-    try:
-        return _read(json.loads(path.read_bytes()), channels, height, width)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise EdgeError("image.settings", f"{path} can't be used: {error}", "take the original file") from error
+    if (folder / PREPROCESSOR).is_file():
+        processor = _processor(folder)
+        return lambda path: _processed(processor, open_image(path, channels))
+    info(f"No {PREPROCESSOR}: images are resized to {height}x{width} and normalized as for ImageNet")
+    mean, std = np.array(IMAGENET_MEAN[:channels], np.float32), np.array(IMAGENET_STD[:channels], np.float32)
 
+    def read(path: Path) -> Pixels:
+        image = open_image(path, channels).resize((width, height), resample=2)  # bilinear
+        values = np.asarray(image, np.float32).reshape(height, width, channels) / 255
+        return np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1)[None])
 
-def _read(settings: dict[str, Any], channels: int, height: int, width: int) -> Preprocessing:
-    """Fields that are absent mean what transformers' image processors mean by that."""
-    normalized = settings.get("do_normalize", True)
-    ones, zeros = (1.0,) * channels, (0.0,) * channels
-    return Preprocessing(
-        height=height,
-        width=width,
-        channels=channels,
-        resize=_size(settings.get("size", [height, width])) if settings.get("do_resize", True) else None,
-        resample=int(settings.get("resample", 2)),
-        rescale=float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 1.0,
-        mean=tuple(settings.get("image_mean") or IMAGENET_MEAN)[:channels] if normalized else zeros,
-        std=tuple(settings.get("image_std") or IMAGENET_STD)[:channels] if normalized else ones,
-    )
-
-
-def _size(size: Any) -> tuple[int, int] | int:
-    if isinstance(size, dict):
-        return int(size["shortest_edge"]) if "shortest_edge" in size else (int(size["height"]), int(size["width"]))
-    return (int(size[0]), int(size[1])) if isinstance(size, list) else (int(size), int(size))
+    return read
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -111,19 +59,37 @@ def image_files(folder: Path) -> list[Path]:
     return found
 
 
-def _open(path: Path, channels: int) -> Any:
+def open_image(path: Path, channels: int = 3) -> Any:
+    """A Pillow image in colour, or in grey for one channel. Raises `UsageError` for what isn't one."""
     try:
-        from PIL import Image as Pillow
-        from PIL import UnidentifiedImageError
+        from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         hint = 'pip install "edge-deploy[vision]"'
         raise EdgeError("image.pillow", "reading images needs Pillow, which is not installed", hint) from error
     try:
-        with Pillow.open(path) as image:
+        with Image.open(path) as image:
             return image.convert("L" if channels == 1 else "RGB")
-    except (UnidentifiedImageError, Pillow.DecompressionBombError, SyntaxError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         hint = "give a PNG, a JPEG or another common format"
         raise UsageError("image.format", f"{path} is not an image that can be read", hint) from error
     except OSError as error:
-        reason = error.strerror or "the file is damaged or cut short"
+        reason = error.strerror or "it is damaged or cut short"
         raise UsageError("image.file", f"can't read the image {path}: {reason}", "check the file") from error
+
+
+def _processor(folder: Path) -> Any:
+    from transformers import AutoImageProcessor
+
+    with quiet():
+        try:
+            return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # transformers' own kinds
+            reason = " ".join(str(error).split())[:200]
+            hint = "take the original file, or remove it to have images resized and normalized as for ImageNet"
+            raise EdgeError("image.settings", f"{folder / PREPROCESSOR} can't be used: {reason}", hint) from error
+
+
+def _processed(processor: Any, image: Any) -> Pixels:
+    with quiet():
+        found = processor(image, return_tensors="np")["pixel_values"]
+    return np.ascontiguousarray(found, np.float32)
