@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,9 +53,8 @@ def write(
     tokens, rows = min(MOST_TOKENS, context_length), min(MOST_ROWS, context_length)
     shapes = ({1: torch.export.Dim("tokens", max=tokens)}, None, {0: torch.export.Dim("rows", max=rows)})
     example = [torch.zeros(1, 2, dtype=torch.int64), torch.tensor([2], dtype=torch.int32), torch.tensor([0, 1])]
-    lowered = lower(
-        traced(decoder, example, shapes), _partitioners(checkpoint, kernels), reinplace=kernels == "builtin"
-    )
+    program = traced(decoder, example, shapes)
+    lowered = lower(program, *_xnnpack(checkpoint, kernels), reinplace=kernels == "builtin")
     with (folder / MODEL).open("wb") as file:
         lowered.write_to_file(file)
     checkpoint.save_tokenizer(folder)
@@ -92,12 +92,12 @@ def _unserved(checkpoint: Checkpoint, name: str, kernels: Kernels) -> str:
     return builtin.refusal(encoding, checkpoint.matrix_shape(name)[1], is_embedding)
 
 
-def _partitioners(checkpoint: Checkpoint, kernels: Kernels) -> list[object]:
-    """Who takes what isn't edge's: XNNPACK, unless nothing is left for it."""
+def _xnnpack(checkpoint: Checkpoint, kernels: Kernels) -> tuple[list[Any], list[Any]]:
+    """XNNPACK for what isn't edge's, unless nothing is left for it."""
     matrices = checkpoint.spec.matrices()
     if kernels == "edge" and all(name in checkpoint.encodings for name, _ in matrices):
-        return []
-    return builtin.partitioners()
+        return [], []
+    return builtin.partitioners(), builtin.preserved()
 
 
 def _manifest(filler: Filler, folder: Path, layer_of_node: dict[str, str]) -> Manifest:

@@ -49,20 +49,26 @@ def _place(model: nn.Module, error: BaseException) -> str:
     return place
 
 
-def lower(program: torch.export.ExportedProgram, partitioners: Sequence[Any] = (), *, reinplace: bool = False) -> Any:
+def lower(
+    program: torch.export.ExportedProgram,
+    partitioners: Sequence[Any] = (),
+    preserved: Sequence[Any] = (),
+    *,
+    reinplace: bool = False,
+) -> Any:
     """The program for ExecuTorch (an `ExecutorchProgramManager`): what `partitioners` take goes to their backends.
 
-    reinplace: let `index_put` write into a cache instead of a copy.
+    preserved: operators that they take whole; ExecuTorch's own `to_edge_transform_and_lower` decomposes all twice to
+    find those out. reinplace: let `index_put` write into a cache instead of a copy.
     """
     executorch_version()
     with quiet():
-        from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge, to_edge_transform_and_lower
+        from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
 
-        config = EdgeCompileConfig(_check_ir_validity=False)
-        if partitioners:
-            edge = to_edge_transform_and_lower(program, partitioner=list(partitioners), compile_config=config)
-        else:
-            edge = to_edge(program, compile_config=config)
+        config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True, preserve_ops=list(preserved))
+        edge = to_edge(program, compile_config=config)
+        for partitioner in partitioners:
+            edge = edge.to_backend(partitioner)
         return edge.to_executorch(
             ExecutorchBackendConfig(
                 segment_alignment=PAGE, constant_tensor_alignment=ALIGNMENT, run_reinplace_pass=reinplace

@@ -69,16 +69,16 @@ def _module(call: Call, weight: Any) -> nn.Module:
 def _prepare(operator: Operator) -> tuple[Run, Run]:
     weights = torch.from_numpy(operator.twin_weights())
     twin = modules.Linear(weight=weights, bias=None) if operator.is_linear else modules.Embedding(weight=weights)
-    return _run(operator.node, operator, []), _run(twin, operator, builtin.partitioners())
+    return _run(operator.node, operator), _run(twin, operator, builtin.partitioners(), builtin.preserved())
 
 
-def _run(module: nn.Module, operator: Operator, partitioners: list[Any]) -> Run:
+def _run(module: nn.Module, operator: Operator, *backends: list[Any]) -> Run:
     """A program of one module."""
     from executorch.extension.pybindings import _C
 
     example = torch.from_numpy(operator.feed(2))
     tokens = torch.export.Dim("tokens", max=max(PHASES.values()))
-    buffer = lower(traced(module, [example], ({1: tokens},)), partitioners).buffer
+    buffer = lower(traced(module, [example], ({1: tokens},)), *backends).buffer
     loaded = _C._load_for_executorch_from_buffer(buffer)
 
     def run(x: NDArray[Any], kept: bytes = buffer) -> object:  # the program reads its constants there
