@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
+
+import numpy as np
 
 from edge.core.bundle import Manifest
 from edge.core.errors import UsageError
@@ -11,6 +14,7 @@ from edge.core.session import Inputs, Session
 
 def advance(session: Session, position: int, tokens: Sequence[int]) -> int:
     """Position in the context after `tokens`. Raises `UsageError` where they don't fit or aren't of the vocabulary."""
+    _check_type(tokens)
     if len(tokens) == 0:
         raise UsageError("prompt.empty", "there are no tokens to run", "give at least one")
     end = position + len(tokens)
@@ -21,6 +25,16 @@ def advance(session: Session, position: int, tokens: Sequence[int]) -> int:
         known = f"0..{session.vocab_size - 1}"
         raise UsageError("prompt.token", f"a token is outside {known}", "use the model's own tokenizer")
     return end
+
+
+def _check_type(tokens: Sequence[int]) -> None:
+    """Raise unless it is a flat sequence of whole numbers: NumPy would cut off what comes after the point."""
+    hint = "give one flat sequence of token ids"
+    if not isinstance(tokens, Sequence | np.ndarray):
+        raise UsageError("prompt.type", f"{type(tokens).__name__} is no sequence of tokens", hint)
+    for token in tokens:
+        if not isinstance(token, Integral):
+            raise UsageError("prompt.type", f"a token is a {type(token).__name__}, not a whole number", hint)
 
 
 def check_source(manifest: Manifest, inputs: Inputs) -> Inputs:

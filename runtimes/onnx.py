@@ -27,6 +27,7 @@ PROVIDERS = ["CPUExecutionProvider"]
 PAST = "past_key_values."
 DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 CACHE_LINE = 64
+STEP_INPUTS = ("input_ids", "seqlens_k", "total_sequence_length", "num_logits")
 
 
 def open(bundle: Bundle, options: SessionOptions) -> Session:
@@ -44,7 +45,9 @@ def open(bundle: Bundle, options: SessionOptions) -> Session:
         from edge.runtimes._onnx_forward import OnnxForwardSession
 
         return OnnxForwardSession(bundle, options)
-    return OnnxSession(engine(bundle, bundle.artefact, options), bundle.manifest, options)
+    opened = engine(bundle, bundle.artefact, options)
+    _check_decoder(opened, bundle)
+    return OnnxSession(opened, bundle.manifest, options)
 
 
 def engine(bundle: Bundle, path: Path, options: SessionOptions) -> Any:
@@ -191,6 +194,20 @@ def _register(settings: Any, library: Path) -> None:
     except Exception as error:  # ONNX Runtime's errors share no base class of their own
         hint = "install edge again, which builds it; `edge doctor` shows what is wrong"
         raise EdgeError("runtime.kernels", f"{library} can't be loaded: {_line(error)}", hint) from error
+
+
+def _check_decoder(engine: onnxruntime.InferenceSession, bundle: Bundle) -> None:
+    """Raise unless the graph is a decoder of this vocabulary: a manifest may lie beside the model of another."""
+    inputs = {value.name: value.type for value in engine.get_inputs()}
+    widths = {value.name: value.shape[-1] for value in engine.get_outputs() if value.shape}
+    caches = {name for name, kind in inputs.items() if name.startswith(PAST) and kind in DTYPES}
+    problems = [f"it has no input '{name}'" for name in STEP_INPUTS if name not in inputs]
+    problems += [f"nothing is given to its input '{name}'" for name in inputs.keys() - caches - set(STEP_INPUTS)]
+    if widths.get("logits") != bundle.manifest.vocab_size:
+        problems.append(f"it gives no logits of {bundle.manifest.vocab_size} tokens")
+    if problems:
+        message = f"{bundle.artefact} is not the decoder that its manifest describes: {problems[0]}"
+        raise EdgeError("runtime.graph", message, "export the model again")
 
 
 def _check_version(manifest: Manifest) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 
 from edge.core.bundle import Bundle, seal
@@ -111,6 +113,43 @@ def test_missing_weights_are_an_error(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(EdgeError) as missing:
         runtime.open(Bundle(tmp_path, bundle.manifest), ONE_THREAD)
     assert missing.value.code == "runtime.load"
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_weights_cut_short_are_an_error(bundle: Bundle, keep: int, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(bundle.artefact.read_bytes())
+    data = bundle.artefact.with_name("model.onnx.data").read_bytes()
+    (tmp_path / "model.onnx.data").write_bytes(data[:keep])
+    with pytest.raises(EdgeError, match=r"model\.onnx can't be opened") as damaged:
+        runtime.open(Bundle(tmp_path, bundle.manifest), ONE_THREAD)
+    assert damaged.value.code == "runtime.load"
+    assert damaged.value.hint and "\n" not in damaged.value.message
+
+
+def test_the_model_of_another_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    one = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "graph", one[:1], one[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    other_words = msgspec.structs.replace(bundle.manifest, vocab_size=161)
+    for damaged, reason in (
+        (Bundle(tmp_path, bundle.manifest), "no input 'input_ids'"),
+        (Bundle(bundle.path, other_words), "no logits of 161 tokens"),
+    ):
+        with pytest.raises(EdgeError, match=reason) as refused:
+            runtime.open(damaged, ONE_THREAD)
+        assert refused.value.code == "runtime.graph"
+
+
+@pytest.mark.parametrize("tokens", [[1.5], np.array([3.0]), ["a"], "ab", [None], np.zeros((1, 4), int), 7])
+def test_tokens_are_whole_numbers(bundle: Bundle, tokens: Any) -> None:
+    session = runtime.open(bundle, ONE_THREAD)
+    with pytest.raises(UsageError) as refused:
+        session.prefill(tokens)
+    assert refused.value.code == "prompt.type"
+    assert session.prefill(np.array([5, 6], np.int16)).shape == (1, 160)
+    with pytest.raises(UsageError, match="float"):
+        session.decode(1.5)  # type: ignore[arg-type]
 
 
 def test_a_bundle_for_a_newer_engine_is_refused(bundle: Bundle) -> None:

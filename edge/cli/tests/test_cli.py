@@ -134,6 +134,36 @@ def test_an_existing_output_is_kept(work):
     assert_fails(edge("export", work / "small", "-o", work / "bundle"), 2, "exists", "--force")
 
 
+def cut(name):
+    return lambda bundle: os.truncate(bundle / name, (bundle / name).stat().st_size // 2)
+
+
+def write_over(name, old, new):
+    return lambda bundle: (bundle / name).write_text((bundle / name).read_text().replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (cut("model.onnx"), ("model.onnx is not the file", "export the model again")),
+        (cut("model.onnx.data"), ("model.onnx.data is not the file", "export the model again")),
+        (lambda bundle: (bundle / "model.onnx.data").unlink(), ("model.onnx.data is missing", "copy the whole folder")),
+        (cut("manifest.json"), ("manifest.json", "damaged")),
+        (write_over("manifest.json", '"onnxruntime": "', '"onnxruntime": "99.'), ("ONNX Runtime 99", "pip install")),
+        (write_over("manifest.json", '"runtime": "onnx"', '"runtime": "onxn"'), ("'onxn'", "did you mean 'onnx'?")),
+    ],
+)
+def test_a_damaged_bundle_is_one_line_and_a_hint(work, tmp_path, damage, words):
+    bundle = shutil.copytree(work / "bundle", tmp_path / "bundle")
+    damage(bundle)
+    profile = ("profile", bundle, "--prompt-tokens", 8, "--generated-tokens", 4)
+    for command in (("run", bundle, "-p", "x"), profile, ("evaluate", bundle, "-t", work / "text.txt")):
+        result = edge(*command)
+        assert_fails(result, result.returncode, *words)
+        assert result.returncode in (1, 2)
+        assert len(result.stderr.strip().splitlines()) == 2, result.stderr
+
+
 def test_damage_to_checkpoints_and_bundles_is_refused(work, tmp_path):
     assert_fails(edge("compress", tmp_path / "nothing-here", "-o", tmp_path / "out"), 1)
     damaged = shutil.copytree(work / "model", tmp_path / "damaged")
