@@ -39,6 +39,12 @@ def open(bundle: Bundle, options: SessionOptions) -> Session:
 
         loaded = _load(engine, bundle.artefact, options.profile_path is not None, log)
         return ExecutorchForwardSession(loaded, bundle.manifest, options, log.reason, _sessions)
+    if bundle.manifest.task == "encoder_decoder":
+        from edge.runtimes._executorch_encoder_decoder import ENCODER, ExecutorchEncoderDecoderSession
+
+        profiled = options.profile_path is not None
+        pair = [_load(engine, path, profiled, log) for path in (bundle.path / ENCODER, bundle.artefact)]
+        return ExecutorchEncoderDecoderSession(*pair, bundle.manifest, options, log.reason, _sessions)
     return ExecutorchSession(engine, bundle, options, log)
 
 
@@ -76,7 +82,7 @@ class ExecutorchSession:
         for start in range(0, len(tokens), piece):
             end = min(start + piece, len(tokens))
             rows = np.arange(0 if all_logits else end - start - 1, end - start)
-            logits[start:end] = self._run(ids[start:end], rows, end)
+            logits[slice(start, end) if all_logits else slice(None)] = self._run(ids[start:end], rows, end)
         return logits
 
     def decode(self, token: int) -> Logits:
