@@ -39,7 +39,9 @@ def write(
     Raises `EdgeError` before the first byte for what can't be exported: a compressed model with builtin kernels, an
     encoding that the kernels don't serve, a model that torch can't trace.
     """
-    _refuse(checkpoint, kernels, kv_cache)
+    if kv_cache is not None:
+        raise UsageError("export.kv_cache", f"a {checkpoint.spec.task} model has no cache", "leave out --kv-cache")
+    refuse(checkpoint, kernels)
     lowered = lower(trace(checkpoint, context_length), builtin.partitioners())
     with (folder / MODEL).open("wb") as file:
         lowered.write_to_file(file)
@@ -97,10 +99,9 @@ def _same(stored: CompressedTensor, checkpoint: Checkpoint, name: str) -> bool:
     return same_kind and all(np.array_equal(stored.parts[part], wanted.parts[part]) for part in wanted.parts)
 
 
-def _refuse(checkpoint: Checkpoint, kernels: Kernels, kv_cache: KvCacheType | None) -> None:
+def refuse(checkpoint: Checkpoint, kernels: Kernels) -> None:
+    """Raise `EdgeError` where ExecuTorch is missing or has no kernels for a checkpoint's encodings."""
     executorch_version()
-    if kv_cache is not None:
-        raise UsageError("export.kv_cache", f"a {checkpoint.spec.task} model has no cache", "leave out --kv-cache")
     for name, encoding in checkpoint.encodings.items():
         reason = supported(encoding)
         if kernels == "builtin":

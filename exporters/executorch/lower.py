@@ -55,15 +55,18 @@ def lower(
     preserved: Sequence[Any] = (),
     *,
     reinplace: bool = False,
+    shared_inputs: bool = False,
 ) -> Any:
     """The program for ExecuTorch (an `ExecutorchProgramManager`): what `partitioners` take goes to their backends.
 
     preserved: operators that they take whole; ExecuTorch's own `to_edge_transform_and_lower` decomposes all twice to
-    find those out. reinplace: let `index_put` write into a cache instead of a copy.
+    find those out. reinplace: let `index_put` write into a cache instead of a copy. shared_inputs: read inputs where
+    the caller has them, who must keep them, instead of copying them.
     """
     executorch_version()
     with quiet():
         from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
+        from executorch.exir.passes import MemoryPlanningPass
 
         config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True, preserve_ops=list(preserved))
         edge = to_edge(program, compile_config=config)
@@ -71,7 +74,10 @@ def lower(
             edge = edge.to_backend(partitioner)
         return edge.to_executorch(
             ExecutorchBackendConfig(
-                segment_alignment=PAGE, constant_tensor_alignment=ALIGNMENT, run_reinplace_pass=reinplace
+                segment_alignment=PAGE,
+                constant_tensor_alignment=ALIGNMENT,
+                run_reinplace_pass=reinplace,
+                memory_planning_pass=MemoryPlanningPass(alloc_graph_input=not shared_inputs),
             )
         )
 

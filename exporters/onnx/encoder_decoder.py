@@ -112,6 +112,8 @@ class OnnxDialect:
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None, scale: float
     ) -> torch.Tensor:
         joined = _joined(query)
+        if bias is not None:  # the operator wants a row for every token
+            bias = bias.expand(1, bias.shape[1], query.shape[2], keys.shape[2])
         return symbolic(
             f"{MICROSOFT}::MultiHeadAttention",
             [joined, keys, values, None, None, bias],
