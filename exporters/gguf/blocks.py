@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from edge.core.weight import CompressedTensor, Dense
 
 BLOCK = 32
+ROWS_AT_ONCE = 1024  # bounds the memory of what is computed in float64
 NEAR = 1e-3
 """Relative error that counts as holding a matrix: float16's rounding of `least` or of a product of two scales."""
 
@@ -56,9 +57,12 @@ def relative_error(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> f
     """Norm of the difference over the norm of what was wanted; 0 only where all elements are equal."""
     if np.array_equal(found, wanted):
         return 0.0
-    difference = float(np.linalg.norm(found.astype(np.float64) - wanted))
-    size = float(np.linalg.norm(wanted.astype(np.float64)))
-    return difference / size if size else float("inf")
+    difference = size = 0.0
+    for start in range(0, len(wanted), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        difference += float(np.square(found[rows].astype(np.float64) - wanted[rows]).sum())
+        size += float(np.square(wanted[rows].astype(np.float64)).sum())
+    return (difference / size) ** 0.5 if size else float("inf")
 
 
 def _candidates(tensor: CompressedTensor, wanted: NDArray[np.float32]) -> Iterator[tuple[Type, NDArray[Any]]]:
