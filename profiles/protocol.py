@@ -167,7 +167,8 @@ def converse(session: Session, prompt: list[int], generated_tokens: int) -> Repe
         before = time.perf_counter_ns()
         token = int(np.argmax(session.decode(token)[-1]))
         decode_ns.append(time.perf_counter_ns() - before)
-    return Repetition(len(prompt), prefill_ns, decode_ns, time.process_time_ns() - cpu, frequencies_khz())
+    encode_ns = getattr(session, "encode_ns", 0)
+    return Repetition(len(prompt), prefill_ns, decode_ns, time.process_time_ns() - cpu, frequencies_khz(), encode_ns)
 
 
 def prompt_of(vocab_size: int, plan: Plan) -> list[int]:

@@ -60,6 +60,11 @@ def ttft_ms(measurement: Measurement) -> Summary:
     return summarize([r.prefill_ns / 1e6 for r in measurement.repetitions])
 
 
+def encode_ms(measurement: Measurement) -> Summary:
+    """Milliseconds that the encoder took, a part of the time to the first token."""
+    return summarize([r.encode_ns / 1e6 for r in measurement.repetitions])
+
+
 def decode_ms(measurement: Measurement) -> Summary:
     """Milliseconds per decoded token, one sample per token."""
     return summarize([ns / 1e6 for r in measurement.repetitions for ns in r.decode_ns])

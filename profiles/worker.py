@@ -16,6 +16,7 @@ from edge.core.errors import EdgeError, UsageError
 from edge.core.files import SCHEMA, read_json, write_json
 from edge.core.measurement import Measurement
 from edge.core.plugins import RUNTIMES
+from edge.profiles.answering import measurable
 from edge.profiles.protocol import Plan, measure
 
 
@@ -67,7 +68,7 @@ def main(request_path: Path, result_path: Path) -> None:
         runtime = RUNTIMES.load(bundle.manifest.runtime)
         runtime.versions()  # imports the engine: its load time is not the model's
         drop_from_page_cache(bundle)
-        measurement = measure(bundle, lambda options: runtime.open(bundle, options), request.plan)
+        measurement = measure(bundle, lambda options: measurable(runtime.open(bundle, options), bundle), request.plan)
         write_json(result_path, Result(measurement))
     except EdgeError as error:
         failure = Failure(error.code, error.message, error.hint, isinstance(error, UsageError))

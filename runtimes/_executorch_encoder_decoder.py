@@ -71,18 +71,12 @@ class ExecutorchEncoderDecoderSession:
         return self._run(np.array([token], np.int64), end).copy()
 
     def end_profile(self) -> list[OperatorTime]:
-        """Time per instruction of both programs since the session was opened, longest first."""
+        """Time per instruction of the decoder since the session was opened, longest first; the encoder runs once."""
         if self._profile_path is None:
             return []
+        self._programs[1].write_etdump_result_to_file(self._profile_path)
         trace, self._profile_path = Path(self._profile_path), None
-        rows: list[OperatorTime] = []
-        layers = self._manifest.layer_of_node
-        prefix = f"{ENCODER}:"
-        encoder = {name.removeprefix(prefix): layer for name, layer in layers.items() if name.startswith(prefix)}
-        for program, names in zip(self._programs, (encoder, layers), strict=True):
-            program.write_etdump_result_to_file(str(trace))
-            rows += _etdump.operator_times(trace, names)
-        return sorted(rows, key=lambda row: -row.total_ns)
+        return _etdump.operator_times(trace, self._manifest.layer_of_node)
 
     def close(self) -> None:
         """Give the memory back. The session can't be used afterwards."""

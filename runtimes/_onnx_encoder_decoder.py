@@ -26,9 +26,8 @@ class OnnxEncoderDecoderSession:
         self._manifest = manifest = bundle.manifest
         self.context_length = manifest.context_length
         self.vocab_size = manifest.vocab_size
-        self._traces: list[Path] = []
         self._profile_path = options.profile_path
-        self._encoder = onnx.engine(bundle, bundle.path / ENCODER, options)
+        self._encoder = onnx.engine(bundle, bundle.path / ENCODER, SessionOptions(threads=options.threads))
         self._decoder = onnx.engine(bundle, bundle.artefact, options)
         self._position = 0
         self._caches = {
@@ -67,15 +66,12 @@ class OnnxEncoderDecoderSession:
         return self._logits[0].copy()
 
     def end_profile(self) -> list[OperatorTime]:
-        """Time per node of both graphs since the session was opened, longest first."""
+        """Time per node of the decoder since the session was opened, longest first; the encoder runs but once."""
         if self._profile_path is None:
             return []
-        traces = [Path(self._encoder.end_profiling()), Path(self._decoder.end_profiling())]
-        rows = [row for trace in traces for row in onnx.operator_times(trace, self._manifest.layer_of_node)]
-        traces[0].unlink()
-        traces[1].replace(self._profile_path)
+        trace = Path(self._decoder.end_profiling()).replace(self._profile_path)
         self._profile_path = None
-        return sorted(rows, key=lambda row: -row.total_ns)
+        return onnx.operator_times(trace, self._manifest.layer_of_node)
 
     def close(self) -> None:
         """Give the memory back. The session can't be used afterwards."""

@@ -39,6 +39,7 @@ def command(
         return
     rows = [
         ("time to first token", _spread(statistics.ttft_ms(result), "ms")),
+        *([("encoder", _spread(statistics.encode_ms(result), "ms"))] if result.repetitions[0].encode_ns else []),
         ("prefill", _spread(statistics.prefill_tokens_per_s(result), "tokens/s")),
         ("decode", _spread(statistics.decode_tokens_per_s(result), "tokens/s")),
         ("load", f"{result.load_ns / 1e6:.0f} ms"),

@@ -40,13 +40,17 @@ class Phase(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Repetition(msgspec.Struct, frozen=True):
-    """One measured conversation: a prefill of `prompt_tokens`, then `decode_ns` for each further token."""
+    """One measured conversation: a prefill of `prompt_tokens`, then `decode_ns` for each further token.
+
+    encode_ns: how much of the prefill an encoder-decoder's encoder took.
+    """
 
     prompt_tokens: int
     prefill_ns: int
     decode_ns: list[int]
     cpu_ns: int
     frequency_khz: list[int]
+    encode_ns: int = 0
 
 
 class Protocol(msgspec.Struct, frozen=True):
@@ -104,5 +108,32 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     perplexity_original: float | None = None
     kl_divergence: float | None = None
     top1_agreement: float | None = None
+    stored_bytes: int
+    bits_per_weight: float
+
+
+class Agreement(msgspec.Struct, frozen=True, kw_only=True):
+    """How far an encoder or a vision model is from the original it was made of, over `samples` texts or images.
+
+    relative_error: mean of |subject - original| / |original| of first outputs. cosine: of embeddings, where the output
+    is hidden states. Agreement is of the most probable class or word with the original's, top5 of that among the
+    subject's first five; KL(original || subject) in nats. data: what it was held on.
+    """
+
+    schema: int = SCHEMA
+    subject: str
+    kind: Literal["torch", "artefact"]
+    name: str
+    recipe: str
+    data: str
+    data_sha256: str
+    samples: int
+    original: str
+    relative_error: float
+    cosine_mean: float | None = None
+    cosine_min: float | None = None
+    top1_agreement: float | None = None
+    top5_agreement: float | None = None
+    kl_divergence: float | None = None
     stored_bytes: int
     bits_per_weight: float
