@@ -24,11 +24,11 @@ from edge.core.console import Ticker, info, progress
 from edge.core.errors import UsageError
 from edge.core.measurement import Energy, Measurement, Protocol, Repetition
 from edge.core.session import OperatorTime, Session, SessionOptions
+from edge.profiles.energy_meter import EnergyMeter
 from edge.profiles.fingerprint import fingerprint
 from edge.profiles.statistics import decode_rate, summarize
 from edge.runtimes.probes.clock import frequencies_khz
 from edge.runtimes.probes.memory import MemoryTimeline
-from edge.runtimes.probes.power import EnergyMeter
 
 CV_GATE = 0.10
 EXTENSION = 4

@@ -105,9 +105,9 @@ def _android() -> Check:
 
 
 def _energy() -> Check:
-    from edge.runtimes.probes import power
+    from edge.runtimes.probes.power import rapl
 
-    reason = power.why_not_available()
+    reason = rapl.why_not_available()
     return Check("energy counter", "optional" if reason else "ok", reason or "RAPL")
 
 

@@ -15,9 +15,9 @@ from edge.core.files import read_json, write_json
 from edge.core.measurement import Measurement
 from edge.core.session import OperatorTime, SessionOptions
 from edge.profiles import protocol
+from edge.profiles.energy_meter import EnergyMeter
 from edge.profiles.protocol import CV_GATE, Plan, measure, profile, prompt_of
 from edge.profiles.statistics import decode_tokens_per_s
-from edge.runtimes.probes.power import EnergyMeter
 
 PLAN = Plan(prompt_tokens=6, generated_tokens=4, repetitions=5, min_seconds=0)
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from edge.core.measurement import Phase
-from edge.runtimes.probes import clock, memory, power
+from edge.profiles.energy_meter import EnergyMeter
+from edge.runtimes.probes import clock, memory
+from edge.runtimes.probes.power import rapl
 
 
 def write(root, files):
@@ -124,7 +126,7 @@ def test_energy_of_packages_alone_with_a_wrap_and_the_idle_power(tmp_path):
         time.sleep(seconds)
         add(tmp_path, 0, next(idle_uj))
 
-    meter = power.EnergyMeter(tmp_path, idle_s=0.05, sleep=sleep)
+    meter = EnergyMeter(tmp_path, idle_s=0.05, sleep=sleep)
     meter.start()
     add(tmp_path, 0, 2500)
     add(tmp_path, 1, 800)
@@ -152,13 +154,13 @@ def test_energy_of_packages_alone_with_a_wrap_and_the_idle_power(tmp_path):
 def test_energy_that_is_not_there_says_why(tmp_path, files, reason):
     """Simulated trees without counters, and with broken ones."""
     write(tmp_path, files)
-    meter = power.EnergyMeter(tmp_path, sleep=lambda seconds: pytest.fail("waits for a counter that isn't there"))
+    meter = EnergyMeter(tmp_path, sleep=lambda seconds: pytest.fail("waits for a counter that isn't there"))
     meter.start()
     meter.tick()
     meter.stop()
     energy = meter.energy(tokens=1)
     assert (energy.source, energy.energy_uj, energy.idle_uw) == ("not_available", None, None)
-    assert reason in energy.reason and reason in power.why_not_available(tmp_path)
+    assert reason in energy.reason and reason in rapl.why_not_available(tmp_path)
 
 
 def test_counters_for_root_only(tmp_path, monkeypatch):
@@ -172,4 +174,4 @@ def test_counters_for_root_only(tmp_path, monkeypatch):
         return read(path, *args)
 
     monkeypatch.setattr(type(tmp_path), "read_text", denied)
-    assert "needs root" in power.why_not_available(tmp_path)
+    assert "needs root" in rapl.why_not_available(tmp_path)
