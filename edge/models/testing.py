@@ -116,6 +116,7 @@ CLASSES: dict[str, dict[str, Any]] = {
         "eos_token_id": 2,
     },
     "BartForConditionalGeneration": {**SEQUENCES, "max_position_embeddings": 64, "forced_eos_token_id": 2},
+    "MarianMTModel": {**SEQUENCES, "max_position_embeddings": 64, "decoder_start_token_id": 0},
     "WhisperForConditionalGeneration": {**SEQUENCES, **SPEECH},
 }
 
