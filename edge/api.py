@@ -15,7 +15,7 @@ from edge.core.bundle import Bundle, Gates, Manifest, open_bundle, seal
 from edge.core.console import info
 from edge.core.errors import DeviceUnavailable, EngineMissing, GateFailed, UsageError, nearest
 from edge.core.files import atomic_folder
-from edge.core.measurement import Evaluation, Measurement
+from edge.core.measurement import Agreement, Evaluation, Measurement
 from edge.core.plugins import RUNTIMES, TARGETS
 from edge.core.recipe import Recipe
 from edge.core.session import Sampling, Session, SessionOptions, generate
@@ -175,23 +175,27 @@ def load(path: str | Path, *, threads: int = 0) -> LanguageModel | EncoderDecode
 
 def evaluate(
     path: str | Path,
-    text: str | Path,
+    text: str | Path | None = None,
     *,
     against: str | Path | None = None,
+    images: str | Path | None = None,
     context_length: int | None = None,
     max_bytes: int | None = None,
     threads: int = 0,
-) -> Evaluation:
+) -> Evaluation | Agreement:
     """Quality of a bundle (in its runtime) or of a checkpoint (in PyTorch) on a text file.
 
-    against: the original checkpoint, for KL divergence and top-1 agreement. max_bytes: use the text's beginning only.
+    against: the original checkpoint, for KL divergence and top-1 agreement; an encoder or a vision model is compared
+    with it alone. images: a folder, for a vision model; synthetic images where there is none. max_bytes: use the text's
+    beginning only.
     """
     from edge.evaluate.subject import evaluate_path
 
     return evaluate_path(
         path,
-        Path(text),
+        None if text is None else Path(text),
         against=against,
+        images=None if images is None else Path(images),
         context_length=context_length,
         max_bytes=max_bytes,
         threads=threads,

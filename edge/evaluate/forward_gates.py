@@ -106,10 +106,19 @@ def sample_source(manifest: Manifest, tokens: Sequence[int], seed: int = 0) -> d
     return {name: random.uniform(-1, 1, wanted.shape).astype(np.float32) for name, wanted in manifest.inputs.items()}
 
 
-def sample_image(manifest: Manifest, seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """A synthetic image, as a model sees one after normalization: smooth shapes and noise, the same for a seed."""
+def sample_image(manifest: Manifest) -> dict[str, NDArray[np.float32]]:
+    """The input of a vision model, filled with a synthetic image."""
     (name, wanted), *_ = manifest.inputs.items()
     _, channels, height, width = wanted.shape
+    return {name: image_noise((channels, height, width))}
+
+
+def image_noise(shape: tuple[int, int, int], seed: int = 0) -> NDArray[np.float32]:
+    """A synthetic image [1, channels, height, width], as a model sees one after normalization: waves and noise.
+
+    The same for a seed.
+    """
+    channels, height, width = shape
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32) / max(height, width)
     image = np.empty((1, channels, height, width), np.float32)
@@ -118,4 +127,4 @@ def sample_image(manifest: Manifest, seed: int = 0) -> dict[str, NDArray[np.floa
         phases = random.uniform(0, 6.28, 6).astype(np.float32)
         shapes = sum(np.sin(6.28 * (a * x + b * y) + p) for (a, b), p in zip(waves, phases, strict=True))
         channel[:] = shapes + 0.3 * random.standard_normal(channel.shape, np.float32)
-    return {name: image / image.std()}
+    return image / image.std()

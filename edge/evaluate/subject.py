@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from edge.core.bundle import MANIFEST, open_bundle
+from edge.core.bundle import MANIFEST, Bundle, open_bundle
 from edge.core.errors import EdgeError, UsageError
-from edge.core.measurement import Evaluation
+from edge.core.measurement import Agreement, Evaluation
 from edge.core.plugins import RUNTIMES
-from edge.core.session import Session, SessionOptions
+from edge.core.session import SessionOptions
+from edge.evaluate.forward import compare_images, compare_texts
 from edge.evaluate.run import Subject, evaluate
-from edge.models.checkpoint import open_checkpoint
+from edge.models.checkpoint import Checkpoint, open_checkpoint
+from edge.models.folder import load_config
+from edge.models.forward import ImageModel, TextModel, open_forward
 from edge.models.tokenizer import tokenizer_of
 from edge.runtimes.torch import open_folder
 
 
 def evaluate_path(
     path: str | Path,
-    text: Path,
+    text: Path | None,
     *,
     against: str | Path | None = None,
+    images: Path | None = None,
     context_length: int | None = None,
     max_bytes: int | None = None,
     threads: int = 0,
-) -> Evaluation:
-    """Score `path` on the first `max_bytes` of a UTF-8 text file, beside the original where that is given."""
-    words = read_text(text, max_bytes)
-    session, about, tokenizer = _open(path, threads)
+) -> Evaluation | Agreement:
+    """Score `path` on the first `max_bytes` of a UTF-8 text file, beside the original where that is given.
+
+    An encoder or a vision model is held against the original, which it needs; images: a folder of them, synthetic ones
+    where None.
+    """
+    opened = open_bundle(Path(path)) if (Path(path) / MANIFEST).is_file() else open_checkpoint(path)
+    task = opened.manifest.task if isinstance(opened, Bundle) else opened.spec.task
+    if task in ("encoder", "vision"):
+        return _agreement(opened, path, text, against, images, max_bytes, threads)
+    if images is not None:
+        raise UsageError("evaluate.images", f"{path} doesn't see images", "leave --images away")
+    words = read_text(_required(text), max_bytes)
+    session, about = _open(opened, path, threads)
     original = None
     try:
+        tokenizer = tokenizer_of(opened.path) if isinstance(opened, Bundle) else checkpoint_tokenizer(opened)
         if against is not None:
             original = open_folder(open_checkpoint(against), session.context_length)
         return evaluate(
@@ -37,7 +53,7 @@ def evaluate_path(
             about,
             words,
             tokenizer,
-            text_name=text.name,
+            text_name=_required(text).name,
             original=original,
             original_name=str(against),
             context_length=context_length,
@@ -46,6 +62,53 @@ def evaluate_path(
         session.close()
         if original is not None:
             original.close()
+
+
+def _required(text: Path | None) -> Path:
+    if text is None:
+        raise UsageError("evaluate.text", "there is no text to evaluate on", "give --text FILE")
+    return text
+
+
+def _agreement(
+    opened: Bundle | Checkpoint,
+    path: str | Path,
+    text: Path | None,
+    against: str | Path | None,
+    images: Path | None,
+    max_bytes: int | None,
+    threads: int,
+) -> Agreement:
+    """An encoder or a vision model beside its original."""
+    if against is None:
+        message = "an encoder or a vision model has no perplexity: it is held against the original"
+        raise UsageError("evaluate.against", message, "give --against ORIGINAL")
+    reference = open_checkpoint(against)
+    task = opened.manifest.task if isinstance(opened, Bundle) else opened.spec.task
+    if reference.spec.task != task:
+        hint = "compare a model with the checkpoint that it was made from"
+        raise UsageError("evaluate.original", f"{against} is a model of another kind ({reference.spec.task})", hint)
+    session, about = _open(opened, path, threads)
+    original = open_folder(reference, reference.spec.context_length)
+    try:
+        model = _forward_model(opened, session)
+        if isinstance(model, ImageModel):
+            return compare_images(model, original, about, images, original_name=str(against))
+        if images is not None:
+            raise UsageError("evaluate.images", f"{path} reads text, not images", "leave --images away")
+        words = read_text(_required(text), max_bytes)
+        return compare_texts(model, original, about, words, name=_required(text).name, original_name=str(against))
+    finally:
+        session.close()
+        original.close()
+
+
+def _forward_model(opened: Bundle | Checkpoint, session: Any) -> TextModel | ImageModel:
+    if isinstance(opened, Bundle):
+        return open_forward(session, opened.path, load_config(opened.path), opened.manifest.context_length)
+    with tempfile.TemporaryDirectory() as folder:
+        opened.save_tokenizer(Path(folder))
+        return open_forward(session, Path(folder), opened.config, opened.spec.context_length)
 
 
 def read_text(path: Path, max_bytes: int | None = None) -> str:
@@ -64,27 +127,22 @@ def read_text(path: Path, max_bytes: int | None = None) -> str:
         raise UsageError("text.encoding", f"{path} is not UTF-8 at byte {error.start}", hint) from error
 
 
-def _open(path: str | Path, threads: int) -> tuple[Session, Subject, Any]:
-    folder = Path(path)
-    if (folder / MANIFEST).is_file():
-        bundle = open_bundle(folder)
-        manifest = bundle.manifest
-        session = RUNTIMES.load(manifest.runtime).open(bundle, SessionOptions(threads=threads))
+def _open(opened: Bundle | Checkpoint, path: str | Path, threads: int) -> tuple[Any, Subject]:
+    """A session, and what is to be said of it."""
+    if isinstance(opened, Bundle):
+        manifest = opened.manifest
+        session = RUNTIMES.load(manifest.runtime).open(opened, SessionOptions(threads=threads))
         recipe = f"{manifest.recipe.get('name', 'float32')}, {manifest.kernels} kernels"
         size = (manifest.stored_bytes, manifest.bits_per_weight)
-        return session, Subject(str(path), "artefact", manifest.name, recipe, *size), tokenizer_of(folder)
-    checkpoint = open_checkpoint(path)
-    recipe = checkpoint.recipe["name"] if checkpoint.recipe else "float32"
-    bits = 8 * checkpoint.stored_bytes / checkpoint.parameters
-    about = Subject(str(path), "torch", checkpoint.name, recipe, checkpoint.stored_bytes, bits)
-    session = open_folder(checkpoint, checkpoint.spec.context_length)
-    return session, about, checkpoint_tokenizer(checkpoint)
+        return session, Subject(str(path), "artefact", manifest.name, recipe, *size)
+    recipe = opened.recipe["name"] if opened.recipe else "float32"
+    bits = 8 * opened.stored_bytes / opened.parameters
+    about = Subject(str(path), "torch", opened.name, recipe, opened.stored_bytes, bits)
+    return open_folder(opened, opened.spec.context_length), about
 
 
 def checkpoint_tokenizer(checkpoint: Any) -> Any:
     """The tokenizer of a checkpoint of any kind, by way of the files that it would put beside a model."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save_tokenizer(Path(folder))
         if not any(Path(folder).iterdir()):

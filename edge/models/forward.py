@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,7 +129,12 @@ class ImageModel:
     def __init__(self, session: ForwardSession, config: Any, folder: Path) -> None:
         self.session = session
         self.config = config
-        self.read = image_reader(folder, config)
+        self._folder = folder
+
+    @cached_property
+    def read(self) -> Callable[[Path], NDArray[np.float32]]:
+        """What makes pixel_values of an image file."""
+        return image_reader(self._folder, self.config)
 
     @property
     def head(self) -> Head:
