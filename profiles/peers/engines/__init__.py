@@ -13,7 +13,7 @@ from typing import Protocol
 
 from edge.core.errors import EdgeError
 
-ENGINES = ("edge", "llama_cpp", "onnxruntime_genai")
+ENGINES = ("edge", "llama_cpp", "onnxruntime", "onnxruntime_genai", "executorch")
 OURS = "edge"
 
 

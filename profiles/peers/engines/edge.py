@@ -1,4 +1,6 @@
-"""edge's own bundles in ONNX Runtime: round to nearest in symmetric groups of 64, embedding and head at 4 bits."""
+"""edge's own bundles: round to nearest in symmetric groups of 64, embedding and head at 4 bits; in ONNX Runtime unless
+the format says ExecuTorch.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from edge.kernels import library_path
 from edge.profiles.peers.command import run_edge
 from edge.profiles.peers.engines import Conversation, Model
 
-FORMATS = ("4 bits", "3 bits", "2 bits")
+FORMATS = ("4 bits", "3 bits", "2 bits", "4 bits executorch", "3 bits executorch", "2 bits executorch")
 
 
 RECIPE = """
@@ -29,20 +31,26 @@ rules = [{{module = "embedding", options = {{bits = 4}}}}, {{module = "head", op
 
 
 def prepare(model: Model, format: str) -> Path:
-    """The bundle, exported again where the exporters or the kernels have changed since."""
-    bits = format[0]
-    small, bundle = model.work / "edge" / f"{bits}-bits", model.work / "edge" / f"{bits}-bits-bundle"
+    """The bundle with our kernels."""
+    return bundle(model, format[0], "executorch" if "executorch" in format else "onnx", "edge")
+
+
+def bundle(model: Model, bits: str, runtime: str, kernels: str) -> Path:
+    """A bundle of the model at these bits, exported again where the exporters or the kernels have changed since."""
+    small = model.work / "edge" / f"{bits}-bits"
     if not small.exists():
         small.parent.mkdir(parents=True, exist_ok=True)
         recipe = small.with_suffix(".toml")
         recipe.write_text(RECIPE.format(bits=bits))
         run_edge("compress", str(model.folder), "-r", str(recipe), "-o", str(small))
-    code = [path for folder in edge.exporters.__path__ for path in Path(folder).rglob("*.py")]
-    changed = max(path.stat().st_mtime for path in (*code, library_path()))
-    manifest = bundle / "manifest.json"
+    kind = "bundle" if (runtime, kernels) == ("onnx", "edge") else f"{runtime}-{kernels}-bundle"
+    path = small.with_name(f"{small.name}-{kind}")
+    code = [file for folder in edge.exporters.__path__ for file in Path(folder).rglob("*.py")]
+    changed = max(file.stat().st_mtime for file in (*code, library_path()))
+    manifest = path / "manifest.json"
     if not manifest.exists() or manifest.stat().st_mtime < changed:
-        run_edge("export", str(small), "-o", str(bundle), "--force")
-    return bundle
+        run_edge("export", str(small), "-o", str(path), "--runtime", runtime, "--kernels", kernels, "--force")
+    return path
 
 
 def start(path: Path, format: str, threads: int, context: int) -> Conversation:

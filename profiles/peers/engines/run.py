@@ -64,7 +64,7 @@ class Entry(msgspec.Struct, frozen=True):
     @property
     def stored_bytes(self) -> int:
         """Bytes of the model's files: weights and graph."""
-        weights = (".gguf", ".onnx", ".data", ".bin")
+        weights = (".gguf", ".onnx", ".data", ".bin", ".pte")
         files = [self.path] if self.path.is_file() else self.path.rglob("*")
         return sum(file.stat().st_size for file in files if file.suffix in weights)
 
