@@ -16,6 +16,7 @@ import torch
 
 from edge.core.errors import EdgeError
 from edge.models.describe import check_model_type, describe, known_model_types, tensor_shapes
+from edge.models.pre_tokenizers import pre_tokenizer
 from edge.models.spec import DecoderSpec
 from edge.models.store import damaged
 
@@ -164,7 +165,13 @@ def _by_hf_name(path: Path, reader: GGUFReader, spec: DecoderSpec, architecture:
 def _write_tokenizer(path: Path, folder: Path, generation: dict[str, Any]) -> None:
     from transformers import AutoTokenizer, GenerationConfig
 
-    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    reader = _reader(path)
+    if _field(reader, "tokenizer.ggml.model") == "gpt2":
+        # transformers gives most files GPT-2's split, whatever they ask for
+        split = pre_tokenizer(str(_field(reader, "tokenizer.ggml.pre")))
+        tokenizer.backend_tokenizer.pre_tokenizer = split or tokenizer.backend_tokenizer.pre_tokenizer
+    tokenizer.save_pretrained(folder)
     GenerationConfig(**{key: value for key, value in generation.items() if value is not None}).save_pretrained(folder)
 
 

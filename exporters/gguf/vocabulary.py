@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge.models.pre_tokenizers import name_of
 from edge.models.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
@@ -19,22 +20,6 @@ if TYPE_CHECKING:
     from edge.models.checkpoint import Checkpoint
 
 SPACE = "\u2581"
-BYTES, WORDS = "bytes", "words"  # ByteLevel alone, and with GPT-2's own split of words
-CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*"
-CASED_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# The steps of a pre-tokenizer, with llama.cpp's name for it.
-PRE_TOKENIZERS = {
-    (WORDS,): "gpt-2",
-    ("digits", WORDS): "smollm",
-    (rf"{CONTRACTIONS}|{WORD}|\p{{N}}{{1,3}}|{REST}", BYTES): "llama-bpe",
-    (rf"{CONTRACTIONS}|{WORD}|\p{{N}}|{REST}", BYTES): "qwen2",
-    (rf"{CASED[0]}|{CASED[1]}|\p{{N}}|{CASED_REST}", BYTES): "tekken",
-    (rf"{CASED[0]}{CONTRACTIONS}?|{CASED[1]}{CONTRACTIONS}?|\p{{N}}{{1,3}}|{CASED_REST}", BYTES): "gpt-4o",
-}
 
 
 def write_vocabulary(writer: GGUFWriter, checkpoint: Checkpoint, folder: Path) -> list[str]:
@@ -55,7 +40,7 @@ def write_vocabulary(writer: GGUFWriter, checkpoint: Checkpoint, folder: Path) -
         writer.add_tokenizer_model("llama")
         writer.add_add_space_prefix(_adds_space(described))
         writer.add_token_scores(_scores(described, checkpoint.spec.vocab_size))
-    elif name := pre_tokenizer_name(described):
+    elif name := name_of(described):
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(name)
         writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in _merges(described)])
@@ -64,25 +49,6 @@ def write_vocabulary(writer: GGUFWriter, checkpoint: Checkpoint, folder: Path) -
         return ["llama.cpp has no tokenizer like this model's: give it token ids (edge run does)"]
     _write_tokens(writer, described, checkpoint.spec.vocab_size)
     return []
-
-
-def pre_tokenizer_name(described: dict[str, Any]) -> str | None:
-    """llama.cpp's name for the first split of a byte-level BPE tokenizer (tokenizer.json), None for one it lacks."""
-    if not described["model"].get("merges") or not described["pre_tokenizer"]:
-        return None
-    first = described["pre_tokenizer"]
-    return PRE_TOKENIZERS.get(tuple(_step(step) for step in first.get("pretokenizers", [first])))
-
-
-def _step(step: dict[str, Any]) -> str:
-    match step:
-        case {"type": "ByteLevel", "add_prefix_space": False, **rest}:
-            return WORDS if rest.get("use_regex", True) else BYTES
-        case {"type": "Digits", "individual_digits": True}:
-            return "digits"
-        case {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated" | "Removed", "invert": _}:
-            return str(pattern)
-    return "unknown"
 
 
 def _merges(described: dict[str, Any]) -> list[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 import edge
@@ -20,9 +20,9 @@ from edge.core.errors import EdgeError, UsageError
 from edge.core.weight import CompressedTensor
 from edge.exporters.gguf import architecture, export
 from edge.exporters.gguf.blocks import NEAR, relative_error, store
-from edge.exporters.gguf.vocabulary import PRE_TOKENIZERS, pre_tokenizer_name
 from edge.kernels.testing import random_tensor
 from edge.models.checkpoint import Checkpoint, open_checkpoint
+from edge.models.pre_tokenizers import STEPS, name_of, pre_tokenizer
 from edge.models.testing import encoded_model, tiny_model
 from edge.models.tokenizer import tokenizer_of
 from edge.models.torch_model import build_model
@@ -261,27 +261,16 @@ SAMPLES = [
     "<s>x</s>",
     "",
 ]
-SPLITS = {name: steps for steps, name in PRE_TOKENIZERS.items()}
 
 
-def byte_level(steps: tuple[str, ...]) -> Tokenizer:
+def byte_level(split: pre_tokenizers.PreTokenizer) -> Tokenizer:
     """A byte-level BPE tokenizer with this first split."""
-    made = []
-    for step in steps:
-        if step == "digits":
-            made.append(pre_tokenizers.Digits(individual_digits=True))
-        elif step in ("words", "bytes"):
-            made.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=step == "words"))
-        else:
-            made.append(pre_tokenizers.Split(Regex(step), "isolated"))
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(made)
+    tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=380, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
+    options = {"special_tokens": ["<unk>", "<s>", "</s>"], "initial_alphabet": alphabet, "show_progress": False}
+    trainer = trainers.BpeTrainer(vocab_size=380, **options)
     tokenizer.train_from_iterator([TEXT], trainer)
     return tokenizer
 
@@ -315,19 +304,19 @@ def exported_with(tokenizer: Tokenizer, folder: Path) -> Path:
     return edge.export(folder / "model", folder / "out", runtime="gguf", context_length=64).path
 
 
-@pytest.mark.parametrize("name", SPLITS)
+@pytest.mark.parametrize("name", STEPS)
 def test_first_splits_are_told_apart(name: str) -> None:
-    assert pre_tokenizer_name(json.loads(byte_level(SPLITS[name]).to_str())) == name
+    assert name_of(json.loads(byte_level(pre_tokenizer(name)).to_str())) == name
 
 
 def test_a_split_that_llama_cpp_lacks_has_no_name() -> None:
-    assert pre_tokenizer_name(json.loads(byte_level((r"\d+|\D+", "bytes")).to_str())) is None
+    assert name_of(json.loads(byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True)).to_str())) is None
 
 
-@pytest.mark.parametrize("name", [*SPLITS, "sentencepiece"])
+@pytest.mark.parametrize("name", [*STEPS, "sentencepiece"])
 def test_llama_cpp_splits_text_as_the_checkpoint_does(tmp_path: Path, name: str) -> None:
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: pip install 'edge-deploy[gguf]'")
-    tokenizer = sentencepiece() if name == "sentencepiece" else byte_level(SPLITS[name])
+    tokenizer = sentencepiece() if name == "sentencepiece" else byte_level(pre_tokenizer(name))
     model = edge.load(exported_with(tokenizer, tmp_path))
     assert {text: model.session.tokenize(text) for text in SAMPLES} == {
         text: model.tokenizer.encode(text) for text in SAMPLES

@@ -18,7 +18,7 @@ ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2":
 VOCABULARY = 160
 
 
-def write_gguf(path, family, types=(Type.F32,), extra=()):
+def write_gguf(path, family, types=(Type.F32,), extra=(), pre="default"):
     """A tiny random model; matrices take the types in turn. `extra` are (name, array) of further tensors."""
     tied = family in ("llama", "gemma2", "gemma3_text")
     config = tiny_config(family, tie_word_embeddings=tied, rms_norm_eps=1e-5)
@@ -38,7 +38,7 @@ def write_gguf(path, family, types=(Type.F32,), extra=()):
     writer.add_rope_dimension_count(head_dim)
     if family.startswith("gemma"):
         writer.add_sliding_window(config.sliding_window)
-    add_tokenizer(writer)
+    add_tokenizer(writer, pre)
     names = gguf.get_tensor_name_map(
         next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture), config.num_hidden_layers
     )
@@ -60,14 +60,14 @@ def write_gguf(path, family, types=(Type.F32,), extra=()):
     return path
 
 
-def add_tokenizer(writer):
-    tokens = ["<unk>", "<s>", "</s>", *(chr(c) for c in range(33, 127)), "Ġ", "ab"]
+def add_tokenizer(writer, pre="default"):
+    tokens = ["<unk>", "<s>", "</s>", *(chr(c) for c in range(33, 127)), "Ġ", "ab", "12"]
     tokens += [f"<extra_{index}>" for index in range(VOCABULARY - len(tokens))]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([3, 3, 3, *[1] * (VOCABULARY - 3)])
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "1 2"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_eot_token_id(5)
@@ -122,6 +122,14 @@ def test_truncated_gguf(tmp_path, keep):
     with pytest.raises(EdgeError) as caught:
         open_checkpoint(path)
     assert caught.value.code == "checkpoint.corrupt" and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("pre", "pieces"), [("default", ["12", "1"]), ("smollm", ["1", "2", "1"])])
+def test_text_is_split_as_the_file_asks(tmp_path, pre, pieces):
+    (tmp_path / "out").mkdir()
+    open_checkpoint(write_gguf(tmp_path / "model.gguf", "llama", pre=pre)).save_tokenizer(tmp_path / "out")
+    tokenizer = tokenizer_of(tmp_path / "out")
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("121", add_special_tokens=False)) == pieces
 
 
 def test_tensor_without_a_place_is_refused(tmp_path):
