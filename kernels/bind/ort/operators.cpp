@@ -11,9 +11,15 @@ namespace {
 #define EDGE_ORT_TRY(call) \
   if (Status* failure = (call)) return failure
 
+constexpr size_t kMostOperators = 8;
+
 struct Operator : CustomOp {
-  const edge_operator* entry;
+  size_t index;  // in the kernels' table
 };
+
+const edge_operator& entry_of(const CustomOp* op) {
+  return *edge_operator_at(static_cast<const Operator*>(op)->index);
+}
 
 struct Kernel {
   Api api;
@@ -172,7 +178,7 @@ Status* create(const CustomOp* op, void* const* table, const KernelInfo* info, v
   if (!kernel) return error(api, EDGE_OUT_OF_MEMORY);
   memset(static_cast<void*>(kernel), 0, sizeof(Kernel));
   kernel->api = api;
-  kernel->entry = static_cast<const Operator*>(op)->entry;
+  kernel->entry = &entry_of(op);
   if (Status* failure = set_up(kernel, info)) {
     free(kernel);
     return with_node_name(api, info, failure);
@@ -239,7 +245,7 @@ Status* infer_output(const Api& api, ShapeContext* context, size_t index, Shapes
 
 Status* infer(const CustomOp* op, ShapeContext* context) {
   const Api api = {__atomic_load_n(&registered_table, __ATOMIC_ACQUIRE)};
-  const edge_operator& entry = *static_cast<const Operator*>(op)->entry;
+  const edge_operator& entry = entry_of(op);
   Shapes shapes = {};
   double attributes[EDGE_MAX_SLOTS];
   for (int32_t i = 0; i < entry.attribute_count; ++i) {
@@ -260,83 +266,66 @@ Status* infer(const CustomOp* op, ShapeContext* context) {
 
 // ---- Registration --------------------------------------------------------------------------------------------------
 
-const edge_slot& slot(const CustomOp* op, bool of_input, size_t index) {
-  const edge_operator& entry = *static_cast<const Operator*>(op)->entry;
-  return of_input ? entry.inputs[index] : entry.outputs[index];
+Characteristic characteristic(const edge_slot& slot) {
+  return slot.optional ? kOptional : kRequired;
 }
 
-void describe(const edge_operator* entry, Operator* op) {
-  *op = {};
-  op->entry = entry;
-  op->version = kApiVersion;
-  op->GetName = [](const CustomOp* self) { return static_cast<const Operator*>(self)->entry->name; };
-  op->GetExecutionProviderType = [](const CustomOp*) { return "CPUExecutionProvider"; };
-  op->GetInputType = [](const CustomOp* self, size_t i) { return static_cast<ElementType>(slot(self, true, i).type); };
-  op->GetOutputType = [](const CustomOp* self, size_t i) {
-    return static_cast<ElementType>(slot(self, false, i).type);
-  };
-  op->GetInputTypeCount = [](const CustomOp* self) {
-    return static_cast<size_t>(static_cast<const Operator*>(self)->entry->input_count);
-  };
-  op->GetOutputTypeCount = [](const CustomOp* self) {
-    return static_cast<size_t>(static_cast<const Operator*>(self)->entry->output_count);
-  };
-  op->GetInputCharacteristic = [](const CustomOp* self, size_t i) {
-    return slot(self, true, i).optional ? kOptional : kRequired;
-  };
-  op->GetOutputCharacteristic = [](const CustomOp* self, size_t i) {
-    return slot(self, false, i).optional ? kOptional : kRequired;
-  };
-  op->GetInputMemoryType = [](const CustomOp*, size_t) { return 0; };
-  op->GetVariadicInputMinArity = op->GetVariadicInputHomogeneity = [](const CustomOp*) { return 1; };
-  op->GetVariadicOutputMinArity = op->GetVariadicOutputHomogeneity = [](const CustomOp*) { return 1; };
-  op->CreateKernelV2 = create;
-  op->KernelComputeV2 = compute;
-  op->KernelDestroy = [](void* kernel) { free(kernel); };
-  op->InferOutputShapeFn = infer;
-  op->GetStartVersion = [](const CustomOp*) { return 1; };
-  op->GetEndVersion = [](const CustomOp*) { return INT32_MAX; };
+constexpr Operator describe(size_t index) {
+  Operator op = {};
+  op.index = index;
+  op.version = kApiVersion;
+  op.GetName = [](const CustomOp* self) { return entry_of(self).name; };
+  op.GetExecutionProviderType = [](const CustomOp*) { return "CPUExecutionProvider"; };
+  op.GetInputType = [](const CustomOp* self, size_t i) { return ElementType{entry_of(self).inputs[i].type}; };
+  op.GetOutputType = [](const CustomOp* self, size_t i) { return ElementType{entry_of(self).outputs[i].type}; };
+  op.GetInputTypeCount = [](const CustomOp* self) { return static_cast<size_t>(entry_of(self).input_count); };
+  op.GetOutputTypeCount = [](const CustomOp* self) { return static_cast<size_t>(entry_of(self).output_count); };
+  op.GetInputCharacteristic = [](const CustomOp* self, size_t i) { return characteristic(entry_of(self).inputs[i]); };
+  op.GetOutputCharacteristic = [](const CustomOp* self, size_t i) { return characteristic(entry_of(self).outputs[i]); };
+  op.GetInputMemoryType = [](const CustomOp*, size_t) { return 0; };
+  op.GetVariadicInputMinArity = op.GetVariadicInputHomogeneity = [](const CustomOp*) { return 1; };
+  op.GetVariadicOutputMinArity = op.GetVariadicOutputHomogeneity = [](const CustomOp*) { return 1; };
+  op.CreateKernelV2 = create;
+  op.KernelComputeV2 = compute;
+  op.KernelDestroy = [](void* kernel) { free(kernel); };
+  op.InferOutputShapeFn = infer;
+  op.GetStartVersion = [](const CustomOp*) { return 1; };
+  op.GetEndVersion = [](const CustomOp*) { return INT32_MAX; };
+  return op;
 }
 
-// What sessions point to: it lives as long as the process, as none says when it is done.
-struct Registry {
-  Domain* domain;
-  Operator operators[1];  // edge_operator_count() of them
+struct Operators {
+  Operator list[kMostOperators];
 };
 
-Status* make_registry(const Api& api, Registry** out) {
-  const size_t count = edge_operator_count();
-  *out = static_cast<Registry*>(malloc(sizeof(Registry) + count * sizeof(Operator)));
-  if (!*out) return error(api, EDGE_OUT_OF_MEMORY);
-  (*out)->domain = nullptr;
-  EDGE_ORT_TRY(api.CreateCustomOpDomain("edge", &(*out)->domain));
-  for (size_t i = 0; i < count; ++i) {
-    describe(edge_operator_at(i), &(*out)->operators[i]);
-    EDGE_ORT_TRY(api.CustomOpDomain_Add((*out)->domain, &(*out)->operators[i]));
-  }
+constexpr Operators describe_all() {
+  Operators all = {};
+  for (size_t i = 0; i < kMostOperators; ++i) all.list[i] = describe(i);
+  return all;
+}
+
+constexpr Operators operators = describe_all();
+
+Status* make_domain(const Api& api, Domain** out) {
+  EDGE_ORT_TRY(api.CreateCustomOpDomain("edge", out));
+  if (edge_operator_count() > kMostOperators) return error(api, "the kernels' table has more operators than this list");
+  for (size_t i = 0; i < edge_operator_count(); ++i) EDGE_ORT_TRY(api.CustomOpDomain_Add(*out, &operators.list[i]));
   return nullptr;
 }
 
-void release(const Api& api, Registry* registry) {
-  if (registry && registry->domain) api.ReleaseCustomOpDomain(registry->domain);
-  free(registry);
-}
-
-Status* shared_registry(const Api& api, Registry** out) {
-  static Registry* shared;
+// One domain for all sessions. It lives as long as the process: no session says when it is done with it.
+Status* shared_domain(const Api& api, Domain** out) {
+  static Domain* shared;
   *out = __atomic_load_n(&shared, __ATOMIC_ACQUIRE);
   if (*out) return nullptr;
-  Registry* made = nullptr;
-  if (Status* failure = make_registry(api, &made)) {
-    release(api, made);
-    return failure;
-  }
-  if (__atomic_compare_exchange_n(&shared, out, made, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+  Domain* made = nullptr;
+  Status* failure = make_domain(api, &made);
+  if (!failure && __atomic_compare_exchange_n(&shared, out, made, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
     *out = made;
-  } else {
-    release(api, made);  // another thread was first; `out` holds its own
+    return nullptr;
   }
-  return nullptr;
+  if (made) api.ReleaseCustomOpDomain(made);  // half made, or another thread was first: `out` holds its own
+  return failure;
 }
 
 }  // namespace
@@ -353,7 +342,7 @@ extern "C" EDGE_API edge::ort::Status* RegisterCustomOps(edge::ort::SessionOptio
   }
   const Api api = {table};
   __atomic_store_n(&registered_table, table, __ATOMIC_RELEASE);
-  Registry* registry = nullptr;
-  EDGE_ORT_TRY(shared_registry(api, &registry));
-  return api.AddCustomOpDomain(options, registry->domain);
+  Domain* domain = nullptr;
+  EDGE_ORT_TRY(shared_domain(api, &domain));
+  return api.AddCustomOpDomain(options, domain);
 }
