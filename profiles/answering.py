@@ -10,6 +10,7 @@ import numpy as np
 
 from edge.core.bundle import Bundle
 from edge.core.session import EncoderDecoderSession, Inputs, Logits, OperatorTime, Session
+from edge.profiles.calling import Calling
 
 
 class Answering:
@@ -56,4 +57,6 @@ class Answering:
 
 def measurable(session: Any, bundle: Bundle) -> Session:
     """The session as the protocol measures it."""
+    if bundle.manifest.task in ("encoder", "vision"):
+        return Calling(session, bundle)
     return Answering(session, bundle) if bundle.manifest.task == "encoder_decoder" else session

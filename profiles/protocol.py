@@ -4,7 +4,9 @@ In a process of its own, so that memory and load time are the model's and not th
 session from files that are not in the page cache, warm up, then repeat one conversation: a prefill of `prompt_tokens`
 and `generated_tokens` more, each timed until the next token is picked (greedy). At least `repetitions` of them and
 `min_seconds`, and more while they disagree by over `CV_GATE`, up to `repetitions * EXTENSION`. Raw samples are kept.
-A second session, opened with the engine's profiler, gives the per-operator rows: its overhead is in no timing.
+Of a model that runs in one call (an encoder, a vision model) the prefill is the call, nothing is decoded, and there are
+`CALLS` times as many repetitions. A second session, opened with the engine's profiler, gives the per-operator rows: its
+overhead is in no timing.
 """
 
 from __future__ import annotations
@@ -26,17 +28,21 @@ from edge.core.measurement import Energy, Measurement, Protocol, Repetition
 from edge.core.session import OperatorTime, Session, SessionOptions
 from edge.profiles.energy_meter import EnergyMeter
 from edge.profiles.fingerprint import fingerprint
-from edge.profiles.statistics import decode_rate, summarize
+from edge.profiles.statistics import rate, summarize
 from edge.runtimes.probes.clock import frequencies_khz
 from edge.runtimes.probes.memory import MemoryTimeline
 
 CV_GATE = 0.10
 EXTENSION = 4
+CALLS = 10
 OpenSession = Callable[[SessionOptions], Session]
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What to run. threads 0 lets the engine choose; seed draws the prompt's tokens."""
+    """What to run. threads 0 lets the engine choose; seed draws the prompt's tokens.
+
+    calls: of a model that runs in one call; generated_tokens is 0, and for an image prompt_tokens too.
+    """
 
     prompt_tokens: int = 128
     generated_tokens: int = 64
@@ -45,9 +51,12 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: int = 0
     min_seconds: float = 3.0
     seed: int = 0
+    calls: bool = False
 
     def __post_init__(self) -> None:
         least = {"prompt_tokens": 1, "generated_tokens": 2, "repetitions": 1, "warm_ups": 0, "threads": 0}
+        if self.calls:
+            least |= {"prompt_tokens": 0, "generated_tokens": 0}
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
                 message = f"{name} is {getattr(self, name)}"
@@ -62,6 +71,11 @@ def profile(bundle: Bundle, **options: Any) -> Measurement:
     """
     from edge.profiles.worker import run_apart
 
+    task = bundle.manifest.task
+    if task in ("encoder", "vision"):
+        repetitions = CALLS * options.get("repetitions", Plan().repetitions)
+        options |= {"calls": True, "generated_tokens": 0, "repetitions": repetitions}
+        options |= {"prompt_tokens": 0} if task == "vision" else {}
     plan = Plan(**options)
     check_room(plan, bundle.manifest.context_length)
     return run_apart(bundle, plan)
@@ -135,9 +149,9 @@ def _repeat(
             meter.stop()
         finally:
             gc.enable()
-    spread = summarize([decode_rate(r) for r in repetitions]).cv
+    spread = summarize([rate(r) for r in repetitions]).cv
     if spread > CV_GATE:
-        info(f"Noisy: decode speed varies by {spread:.0%} over {len(repetitions)} repetitions; read it with its spread")
+        info(f"Noisy: speed varies by {spread:.0%} over {len(repetitions)} repetitions; read it with its spread")
     return repetitions, meter.energy(sum(1 + len(r.decode_ns) for r in repetitions))
 
 
@@ -148,8 +162,9 @@ def _measured(session: Session, prompt: list[int], plan: Plan, meter: EnergyMete
     while len(done) < plan.repetitions * EXTENSION:
         done.append(converse(session, prompt, plan.generated_tokens))
         meter.tick()
-        rates = summarize([decode_rate(r) for r in done])
-        tick(1 if len(done) <= plan.repetitions else 0, f"{rates.median:.1f} tokens/s, CV {rates.cv:.1%}")
+        rates = summarize([rate(r) for r in done])
+        unit = "calls/s" if plan.calls else "tokens/s"
+        tick(1 if len(done) <= plan.repetitions else 0, f"{rates.median:.1f} {unit}, CV {rates.cv:.1%}")
         enough = len(done) >= plan.repetitions and time.perf_counter() - start >= plan.min_seconds
         if enough and rates.cv <= CV_GATE:
             break
@@ -177,12 +192,19 @@ def prompt_of(vocab_size: int, plan: Plan) -> list[int]:
 
 
 def _operators(open_session: OpenSession, plan: Plan) -> list[OperatorTime]:
-    """Rows over single-token steps alone: the prompt too is fed token by token, so that the context is a real one."""
+    """Rows over single-token steps alone, or over calls.
+
+    The prompt too is fed token by token, so that the context is a real one.
+    """
     with tempfile.TemporaryDirectory() as folder:
         options = SessionOptions(threads=plan.threads, profile_path=str(Path(folder) / "trace"))
         session = open_session(options)
         try:
             prompt = prompt_of(session.vocab_size, plan)
+            if plan.calls:
+                for _ in range(CALLS):
+                    session.prefill(prompt)
+                return session.end_profile()
             logits = session.prefill(prompt[:1])
             for token in prompt[1:]:
                 logits = session.decode(token)

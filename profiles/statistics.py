@@ -35,6 +35,11 @@ def summarize(samples: Sequence[float]) -> Summary:
     return Summary(len(values), float(median), float(p10), float(p90), float(values.min()), float(values.max()), cv)
 
 
+def decodes(measurement: Measurement) -> bool:
+    """Whether tokens were generated; a model that runs in one call has the time of that call as `prefill_ns`."""
+    return measurement.protocol.generated_tokens > 0
+
+
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Median of the ratios round by round, of things that took turns: load that comes and goes moves both."""
     return summarize([a / b for a, b in zip(ours, theirs, strict=True)]).median
@@ -53,6 +58,11 @@ def decode_tokens_per_s(measurement: Measurement) -> Summary:
 def decode_rate(repetition: Repetition) -> float:
     """Tokens per second over all decode steps of a repetition."""
     return len(repetition.decode_ns) / (sum(repetition.decode_ns) / 1e9)
+
+
+def rate(repetition: Repetition) -> float:
+    """Decoded tokens per second; calls per second where nothing was decoded."""
+    return decode_rate(repetition) if repetition.decode_ns else 1e9 / repetition.prefill_ns
 
 
 def ttft_ms(measurement: Measurement) -> Summary:

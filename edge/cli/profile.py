@@ -37,21 +37,31 @@ def command(
     if json:
         print_json(result)
         return
-    rows = [
-        ("time to first token", _spread(statistics.ttft_ms(result), "ms")),
-        *([("encoder", _spread(statistics.encode_ms(result), "ms"))] if result.repetitions[0].encode_ns else []),
-        ("prefill", _spread(statistics.prefill_tokens_per_s(result), "tokens/s")),
-        ("decode", _spread(statistics.decode_tokens_per_s(result), "tokens/s")),
+    print_table(("what", "median (p10 to p90, CV)"), _rows(result))
+    operators = by_operator(result.operators)
+    step = "decode" if statistics.decodes(result) else "a call"
+    print_table(("operator", f"share of {step}"), [(row.name, f"{100 * row.share:.1f} %") for row in operators[:8]])
+
+
+def _rows(result) -> list[tuple[str, str]]:
+    from edge.profiles import statistics
+
+    generates = statistics.decodes(result)
+    rows = [("time to first token" if generates else "time per call", _spread(statistics.ttft_ms(result), "ms"))]
+    if result.repetitions[0].encode_ns:
+        rows.append(("encoder", _spread(statistics.encode_ms(result), "ms")))
+    if result.protocol.prompt_tokens:
+        rows.append(("prefill", _spread(statistics.prefill_tokens_per_s(result), "tokens/s")))
+    if generates:
+        rows.append(("decode", _spread(statistics.decode_tokens_per_s(result), "tokens/s")))
+    energy = result.energy
+    spent = energy.reason if energy.energy_uj is None else f"{energy.energy_uj / 1e6:.2f} J"
+    return [
+        *rows,
         ("load", f"{result.load_ns / 1e6:.0f} ms"),
         ("peak memory", size(result.peak_bytes)),
-        (
-            "energy",
-            result.energy.reason if result.energy.energy_uj is None else f"{result.energy.energy_uj / 1e6:.2f} J",
-        ),
+        ("energy", spent),
     ]
-    print_table(("what", "median (p10 to p90, CV)"), rows)
-    operators = by_operator(result.operators)
-    print_table(("operator", "share of decode"), [(row.name, f"{100 * row.share:.1f} %") for row in operators[:8]])
 
 
 def _spread(summary, unit: str) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge.core.files import write_text
-from edge.core.measurement import Evaluation, Measurement
+from edge.core.measurement import Agreement, Evaluation, Measurement
 from edge.report import method, table
 from edge.report.results import join
 
 
 def write(
-    evaluations: Sequence[Evaluation],
+    evaluations: Sequence[Evaluation | Agreement],
     measurements: Sequence[Measurement],
     path: Path,
     *,
@@ -24,7 +24,7 @@ def write(
     return path
 
 
-def render(evaluations: Sequence[Evaluation], measurements: Sequence[Measurement], *, title: str) -> str:
+def render(evaluations: Sequence[Evaluation | Agreement], measurements: Sequence[Measurement], *, title: str) -> str:
     """The card's text: the headline table, how it was measured, and what to keep in mind."""
     rows = join(evaluations, measurements)
     shown = table.build(rows)

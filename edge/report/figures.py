@@ -11,7 +11,7 @@ import numpy as np
 
 from edge.core.measurement import Measurement
 from edge.profiles import operators
-from edge.profiles.statistics import summarize
+from edge.profiles.statistics import decodes, summarize
 from edge.report.results import Row
 from edge.report.table import megabytes, number, perplexity
 
@@ -47,7 +47,7 @@ def sections(rows: Sequence[Row]) -> list[Section]:
     with_operators = [(label, m) for label, m in measured if m.operators]
     found = [
         Section("Quality against size", _quality(rows)),
-        Section("Latency", [_decode_latency(measured), _first_token(measured)] if measured else []),
+        Section("Latency", _latencies(measured)),
         Section("Where the time goes", _operators(with_operators)),
         Section("Memory over time", _memories(measured)),
     ]
@@ -104,6 +104,17 @@ def _dashed(value: float) -> dict[str, Any]:
 def _line_label(value: float, *, log: bool) -> dict[str, Any]:
     place = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "top", "showarrow": False}
     return {**place, "y": float(np.log10(value)) if log else value, "text": f"original {perplexity(value)}"}
+
+
+def _step(measurements: Sequence[Measurement]) -> str:
+    return f"milliseconds per {'decode step' if all(map(decodes, measurements)) else 'call'}"
+
+
+def _latencies(measured: Sequence[tuple[str, Measurement]]) -> list[Figure]:
+    generating = [(label, m) for label, m in measured if decodes(m)]
+    calls = [(label, m) for label, m in measured if not decodes(m)]
+    found = [_decode_latency(generating), _first_token(generating)] if generating else []
+    return [*found, _first_token(calls)] if calls else found
 
 
 def _decode_latency(measured: Sequence[tuple[str, Measurement]]) -> Figure:
@@ -167,7 +178,11 @@ def _first_token(measured: Sequence[tuple[str, Measurement]]) -> Figure:
     times = [ms for trace in data for ms in trace["x"]]
     layout["xaxis"]["range"] = [0.95 * min(times), 1.05 * max(times)]  # no zoom into a per cent of noise
     caption = f"Prompts of {' and '.join(map(str, prompts))} tokens; each point is one repetition."
-    return Figure("first-token", "Time to first token", "; ".join(said), caption, data, layout)
+    if all(decodes(m) for _, m in measured):
+        return Figure("first-token", "Time to first token", "; ".join(said), caption, data, layout)
+    caption = f"Texts of {' and '.join(map(str, prompts))} tokens; each point is one call."
+    caption = caption if any(prompts) else "Each point is one image."
+    return Figure("calls", "Time per call", "; ".join(said), caption, data, layout)
 
 
 def _operators(measured: Sequence[tuple[str, Measurement]]) -> list[Figure]:
@@ -200,7 +215,12 @@ def _by_kind(measured: Sequence[tuple[str, Measurement]]) -> Figure:
         }
         for i, (name, values) in enumerate(bars)
     ]
-    layout = _layout("milliseconds per decode step", "", height=200 + 50 * len(measured), legend=True)
+    layout = _layout(
+        _step([m for _, m in measured]),
+        "",
+        height=200 + 50 * len(measured),
+        legend=True,
+    )
     layout["barmode"] = "stack"
     layout["yaxis"].update(order)
     said = "; ".join(
@@ -226,7 +246,11 @@ def _by_layer(position: int, label: str, measurement: Measurement, *, alone: boo
             "hovertemplate": "%{y}: %{x:.3f} ms<extra></extra>",
         }
     ]
-    layout = _layout("milliseconds per decode step", "", height=110 + 24 * len(slowest))
+    layout = _layout(
+        _step([measurement]),
+        "",
+        height=110 + 24 * len(slowest),
+    )
     layout["xaxis"]["range"] = [0, 1.3 * max(share.step_ns for share in slowest) / 1e6]
     said = ", ".join(f"{share.name} {share.share:.1%}" for share in slowest[::-1])
     whole = len(operators.by_layer(measurement.operators))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.core.files import write_text
-from edge.core.measurement import Evaluation, Measurement
+from edge.core.measurement import Agreement, Evaluation, Measurement
 from edge.profiles import statistics
 from edge.report import figures, method, table
 from edge.report.results import Row, join
@@ -29,7 +29,7 @@ class Tile:
 
 
 def write(
-    evaluations: Sequence[Evaluation],
+    evaluations: Sequence[Evaluation | Agreement],
     measurements: Sequence[Measurement],
     path: Path,
     *,
@@ -40,7 +40,7 @@ def write(
     return path
 
 
-def render(evaluations: Sequence[Evaluation], measurements: Sequence[Measurement], *, title: str) -> str:
+def render(evaluations: Sequence[Evaluation | Agreement], measurements: Sequence[Measurement], *, title: str) -> str:
     """The page's text."""
     rows = join(evaluations, measurements)
     shown = figures.sections(rows)
@@ -67,7 +67,15 @@ def tiles(row: Row) -> list[Tile]:
         lost = table.change(row.evaluation)
         note = f"{lost} against the original" if lost else f"on {row.evaluation.text}"
         shown.append(Tile("Perplexity", table.perplexity(row.evaluation.perplexity), "", note))
-    if row.measurement:
+    if row.agreement and row.agreement.cosine_mean is not None:
+        shown.append(Tile("Cosine to the original", f"{row.agreement.cosine_mean:.4f}", "", row.agreement.data))
+    if row.agreement and row.agreement.top1_agreement is not None:
+        agreement = f"{100 * row.agreement.top1_agreement:.1f}"
+        shown.append(Tile("Agreement with the original", agreement, "%", row.agreement.data))
+    if row.measurement and not statistics.decodes(row.measurement):
+        call = statistics.ttft_ms(row.measurement)
+        shown.append(Tile("Time per call", table.number(call.median), "ms", table.spread(call)))
+    elif row.measurement:
         decode = statistics.decode_tokens_per_s(row.measurement)
         first = statistics.ttft_ms(row.measurement)
         prompt = f"after {row.measurement.protocol.prompt_tokens} tokens"
@@ -88,7 +96,7 @@ def script_json(value: Any) -> str:
 
 
 def _subtitle(rows: Sequence[Row]) -> str:
-    names = dict.fromkeys(known.name for row in rows for known in (row.measurement, row.evaluation) if known)
+    names = dict.fromkeys(known.name for row in rows for known in (row.measurement, row.quality) if known)
     machines = dict.fromkeys(str(r.measurement.device.get("cpu", "")) for r in rows if r.measurement)
     return " · ".join([", ".join(names), *filter(None, [", ".join(filter(None, machines))])])
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from edge.core.bundle import Gates
-from edge.core.measurement import Evaluation, Measurement
+from edge.core.measurement import Agreement, Evaluation, Measurement
 from edge.profiles.protocol import CV_GATE
-from edge.profiles.statistics import decode_tokens_per_s
+from edge.profiles.statistics import Summary, decode_tokens_per_s, decodes, ttft_ms
 from edge.report.results import Row, gates_of
 from edge.report.table import megabytes
 
@@ -19,11 +19,13 @@ def facts(rows: Sequence[Row]) -> list[tuple[str, Facts]]:
     """Headed lists of name and value: device, protocol, text, export gates. What all rows share is said once."""
     measured = [(row.label, row.measurement) for row in rows if row.measurement]
     evaluated = [(row.label, row.evaluation) for row in rows if row.evaluation]
+    agreements = [(row.label, row.agreement) for row in rows if row.agreement]
     gates = [(label, found) for label, m in measured if (found := gates_of(m)) is not None]
     return [
         *_shared("Device", measured, lambda m: _device(m.device)),
         *_shared("Speed and memory", measured, _protocol),
         *_shared("Quality", evaluated, _text),
+        *_shared("Agreement", agreements, _agreement),
         *_shared("Export gates", gates, _gates),
     ]
 
@@ -66,6 +68,10 @@ def _protocol(measurement: Measurement) -> Facts:
     speeds = {khz for repetition in measurement.repetitions for khz in repetition.frequency_khz}
     clock = f"{min(speeds) / 1e6:.2f} to {max(speeds) / 1e6:.2f} GHz as the system tells it" if speeds else "not known"
     conversation = f"{plan.prompt_tokens} random prompt tokens, then {plan.generated_tokens} greedy ones, batch 1"
+    if not decodes(measurement):
+        conversation = (
+            f"one text of {plan.prompt_tokens} random tokens a call" if plan.prompt_tokens else "an image a call"
+        )
     load = "a new session, its files out of the page cache where the system allows that; the engine was imported"
     return [
         ("Conversation", conversation),
@@ -89,6 +95,13 @@ def _text(evaluation: Evaluation) -> Facts:
     return facts
 
 
+def _agreement(agreement: Agreement) -> Facts:
+    return [
+        ("Held on", f"{agreement.data}, sha256 {agreement.data_sha256[:12]}"),
+        ("Against", f"{agreement.original} in PyTorch, on the same inputs; KL is KL(original ‖ compressed)"),
+    ]
+
+
 def _gates(gates: Gates) -> Facts:
     parity = f"relative error {gates.relative_error or 0:.2g}, limit {gates.relative_error_limit or 0:.2g}"
     if gates.kl_divergence_mean is not None:
@@ -103,12 +116,16 @@ def _gates(gates: Gates) -> Facts:
     ]
 
 
+def _speed(measurement: Measurement) -> Summary:
+    return decode_tokens_per_s(measurement) if decodes(measurement) else ttft_ms(measurement)
+
+
 def _about_speed(rows: Sequence[Row], measurements: Sequence[Measurement]) -> list[str]:
     said = []
-    noisy = [row.label for row in rows if row.measurement and decode_tokens_per_s(row.measurement).cv > CV_GATE]
+    noisy = [row.label for row in rows if row.measurement and _speed(row.measurement).cv > CV_GATE]
     if noisy:
         said.append(
-            f"Decode speed varied by more than {CV_GATE:.0%} (CV) between repetitions for {'; '.join(noisy)}, after "
+            f"Speed varied by more than {CV_GATE:.0%} (CV) between repetitions for {'; '.join(noisy)}, after "
             "extra repetitions: something else was running. Read these with their spread."
         )
     if any(m.device.get("virtual_machine") for m in measurements):

@@ -11,12 +11,14 @@ import msgspec
 from edge.core.bundle import MANIFEST, Gates, Manifest
 from edge.core.errors import EdgeError, UsageError
 from edge.core.files import read_json, sha256
-from edge.core.measurement import Evaluation, Measurement
+from edge.core.measurement import Agreement, Evaluation, Measurement
+
+Pair = tuple[Evaluation | Agreement | None, Measurement | None]
 
 
 @dataclass(frozen=True)
 class Results:
-    evaluations: list[Evaluation]
+    evaluations: list[Evaluation | Agreement]
     measurements: list[Measurement]
 
 
@@ -25,8 +27,18 @@ class Row:
     """One model of a report: what is known of its quality, its speed, or both. `label` is unique in a report."""
 
     label: str
-    evaluation: Evaluation | None
+    quality: Evaluation | Agreement | None
     measurement: Measurement | None
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """Of a language model."""
+        return self.quality if isinstance(self.quality, Evaluation) else None
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """Of an encoder or a vision model."""
+        return self.quality if isinstance(self.quality, Agreement) else None
 
     @property
     def stored_bytes(self) -> int:
@@ -41,6 +53,7 @@ class _Fields(msgspec.Struct):
     """Tells the two kinds of file apart."""
 
     perplexity: float | None = None
+    relative_error: float | None = None
     repetitions: list[msgspec.Raw] | None = None
 
 
@@ -51,6 +64,8 @@ def load_results(paths: Sequence[Path]) -> Results:
         kind = _kind(path)
         if kind.perplexity is not None:
             results.evaluations.append(read_json(path, Evaluation))
+        elif kind.relative_error is not None:
+            results.evaluations.append(read_json(path, Agreement))
         elif kind.repetitions is not None:
             results.measurements.append(read_json(path, Measurement))
         else:
@@ -68,14 +83,14 @@ def _kind(path: Path) -> _Fields:
         raise EdgeError("file.corrupt", f"{path}: {error}", "the file is damaged or of another kind") from error
 
 
-def join(evaluations: Sequence[Evaluation], measurements: Sequence[Measurement]) -> list[Row]:
+def join(evaluations: Sequence[Evaluation | Agreement], measurements: Sequence[Measurement]) -> list[Row]:
     """A row per measurement, with the evaluation of the same bundle; then a row per evaluation left over.
 
     Raises `UsageError` where there is nothing to report.
     """
     if not evaluations and not measurements:
         raise UsageError("report.empty", "there are no results to report", "evaluate or profile a bundle first")
-    pairs: list[tuple[Evaluation | None, Measurement | None]] = []
+    pairs: list[Pair] = []
     for measurement in measurements:
         pairs.append((next((e for e in evaluations if _same(e, measurement)), None), measurement))
     used = {id(evaluation) for evaluation, _ in pairs}
@@ -92,7 +107,7 @@ def gates_of(measurement: Measurement) -> Gates | None:
     return read_json(manifest, Manifest).gates
 
 
-def _same(evaluation: Evaluation, measurement: Measurement) -> bool:
+def _same(evaluation: Evaluation | Agreement, measurement: Measurement) -> bool:
     if evaluation.kind != "artefact":
         return False
     named = evaluation.name == measurement.name and evaluation.recipe == _recipe(measurement)
@@ -103,7 +118,7 @@ def _recipe(measurement: Measurement) -> str:
     return f"{measurement.recipe}, {measurement.kernels} kernels"
 
 
-def _label(evaluation: Evaluation | None, measurement: Measurement | None, *, one_model: bool) -> str:
+def _label(evaluation: Evaluation | Agreement | None, measurement: Measurement | None, *, one_model: bool) -> str:
     known = measurement or evaluation
     recipe = _recipe(measurement) if measurement else evaluation.recipe if evaluation else ""
     where = " in PyTorch" if evaluation and not measurement and evaluation.kind == "torch" else ""
@@ -111,7 +126,7 @@ def _label(evaluation: Evaluation | None, measurement: Measurement | None, *, on
     return f"{recipe}{where}" if one_model and recipe else f"{name} · {recipe}{where}".strip(" ·")
 
 
-def _unique(labels: Sequence[str], pairs: Sequence[tuple[Evaluation | None, Measurement | None]]) -> list[Row]:
+def _unique(labels: Sequence[str], pairs: Sequence[Pair]) -> list[Row]:
     rows: list[Row] = []
     for position, (label, (evaluation, measurement)) in enumerate(zip(labels, pairs, strict=True)):
         again = labels[:position].count(label)
@@ -119,8 +134,8 @@ def _unique(labels: Sequence[str], pairs: Sequence[tuple[Evaluation | None, Meas
     return rows
 
 
-def _either(row: Row) -> Evaluation | Measurement:
-    known = row.measurement or row.evaluation
+def _either(row: Row) -> Evaluation | Agreement | Measurement:
+    known = row.measurement or row.quality
     if known is None:
         raise EdgeError("report.row", f"{row.label} has no results")
     return known

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edge.core.measurement import Energy, Evaluation, Measurement
+from edge.core.measurement import Agreement, Energy, Evaluation, Measurement
 from edge.profiles import statistics
 from edge.profiles.protocol import CV_GATE
 from edge.profiles.statistics import Summary
@@ -97,6 +97,19 @@ def _divergence(evaluation: Evaluation) -> Cell | None:
     return Cell(f"{evaluation.kl_divergence:.3g} nats", f"top-1 agreement {evaluation.top1_agreement:.1%}")
 
 
+def _closeness(agreement: Agreement) -> Cell | None:
+    if agreement.cosine_mean is None:
+        return None
+    return Cell(f"{agreement.cosine_mean:.4f}", f"smallest {agreement.cosine_min or 0:.4f}; {agreement.data}")
+
+
+def _classes(agreement: Agreement) -> Cell | None:
+    if agreement.top1_agreement is None:
+        return None
+    divergence = f"KL {agreement.kl_divergence or 0:.3g} nats"
+    return Cell(f"{agreement.top1_agreement:.1%}", f"top-5 {agreement.top5_agreement or 0:.1%}, {divergence}")
+
+
 def _peak(measurement: Measurement) -> Cell:
     return Cell(megabytes(measurement.peak_bytes), "whole process")
 
@@ -105,12 +118,20 @@ def _of_evaluation(show: Callable[[Evaluation], Cell | None]) -> Callable[[Row],
     return lambda row: None if row.evaluation is None else show(row.evaluation)
 
 
-def _of_measurement(show: Callable[[Measurement], Cell]) -> Callable[[Row], Cell | None]:
+def _of_agreement(show: Callable[[Agreement], Cell | None]) -> Callable[[Row], Cell | None]:
+    return lambda row: None if row.agreement is None else show(row.agreement)
+
+
+def _of_measurement(show: Callable[[Measurement], Cell | None]) -> Callable[[Row], Cell | None]:
     return lambda row: None if row.measurement is None else show(row.measurement)
 
 
-def _speed(samples: Callable[[Measurement], Summary], unit: str) -> Callable[[Row], Cell | None]:
-    def show(measurement: Measurement) -> Cell:
+def _speed(
+    samples: Callable[[Measurement], Summary], unit: str, has: Callable[[Measurement], bool]
+) -> Callable[[Row], Cell | None]:
+    def show(measurement: Measurement) -> Cell | None:
+        if not has(measurement):
+            return None
         summary = samples(measurement)
         return Cell(f"{number(summary.median)} {unit}", spread(summary))
 
@@ -121,9 +142,12 @@ METRICS: list[tuple[str, Callable[[Row], Cell | None]]] = [
     ("Size", _size),
     ("Perplexity", _of_evaluation(_perplexity)),
     ("KL divergence", _of_evaluation(_divergence)),
-    ("Prefill", _speed(statistics.prefill_tokens_per_s, "tokens/s")),
-    ("Decode", _speed(statistics.decode_tokens_per_s, "tokens/s")),
-    ("Time to first token", _speed(statistics.ttft_ms, "ms")),
+    ("Cosine to the original", _of_agreement(_closeness)),
+    ("Agreement with the original", _of_agreement(_classes)),
+    ("Prefill", _speed(statistics.prefill_tokens_per_s, "tokens/s", lambda m: m.protocol.prompt_tokens > 0)),
+    ("Decode", _speed(statistics.decode_tokens_per_s, "tokens/s", statistics.decodes)),
+    ("Time to first token", _speed(statistics.ttft_ms, "ms", statistics.decodes)),
+    ("Time per call", _speed(statistics.ttft_ms, "ms", lambda m: not statistics.decodes(m))),
     ("Load time", _of_measurement(lambda m: Cell(f"{number(m.load_ns / 1e6)} ms"))),
     ("Peak memory", _of_measurement(_peak)),
     ("Energy", _of_measurement(lambda m: energy(m.energy))),
