@@ -179,15 +179,16 @@ def evaluate(
     *,
     against: str | Path | None = None,
     images: str | Path | None = None,
+    audio: str | Path | None = None,
     context_length: int | None = None,
     max_bytes: int | None = None,
     threads: int = 0,
 ) -> Evaluation | Agreement:
     """Quality of a bundle (in its runtime) or of a checkpoint (in PyTorch) on a text file.
 
-    against: the original checkpoint, for KL divergence and top-1 agreement; an encoder or a vision model is compared
-    with it alone. images: a folder, for a vision model; synthetic images where there is none. max_bytes: use the text's
-    beginning only.
+    against: the original checkpoint, for KL divergence and top-1 agreement; another model than a decoder is
+    compared with it alone. images: a folder, for a vision model; synthetic images where there is none. audio: a WAV
+    file or a folder of them, for a model that hears. max_bytes: use the text's beginning only.
     """
     from edge.evaluate.subject import evaluate_path
 
@@ -196,6 +197,7 @@ def evaluate(
         None if text is None else Path(text),
         against=against,
         images=None if images is None else Path(images),
+        audio=None if audio is None else Path(audio),
         context_length=context_length,
         max_bytes=max_bytes,
         threads=threads,

@@ -25,7 +25,7 @@ from edge.core.session import Inputs, Logits
 from edge.core.target import Kernels
 from edge.core.weight import Encoding
 from edge.models.checkpoint import Checkpoint
-from edge.models.generation import constraints, start_tokens
+from edge.models.generation import constraints, source_limit, start_tokens
 
 REGISTERED = "edge"
 BIAS = "cross.bias"
@@ -121,13 +121,6 @@ def shapes_of(model: PreTrainedModel, main_input: str, context_length: int) -> S
     _, heads, source_length, head_dim = keys[0].shape
     inputs = ("input_ids", "attention_mask") if features is None else (main_input,)
     return Shapes(inputs, features, len(keys) // 2, heads, head_dim, context_length, source_length)
-
-
-def source_limit(config: Any) -> int:
-    """The longest source in tokens, 0 where there is no limit: relative positions go on for ever."""
-    if hasattr(config, "relative_attention_num_buckets"):
-        return 0
-    return int(getattr(config, "max_position_embeddings", 0))
 
 
 class _Measured:

@@ -13,6 +13,7 @@ def command(
     text: Annotated[Path | None, typer.Option("--text", "-t", help="UTF-8 text to score.")] = None,
     against: Annotated[str | None, typer.Option(help="The original, for KL divergence and agreement.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder with images, for a vision model.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="WAV file or a folder of them, for a model that hears.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens per window; 1024 or what the model holds.", min=2)] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Score the beginning of the text only.", min=1)] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the result for `edge report`.")] = None,
@@ -25,7 +26,7 @@ def command(
     from edge.core.measurement import Agreement
 
     options = {"context_length": context, "max_bytes": max_bytes, "threads": threads}
-    result = api.evaluate(model, text, against=against, images=images, **options)
+    result = api.evaluate(model, text, against=against, images=images, audio=audio, **options)
     if output:
         write_json(output, result)
     if json:
@@ -44,8 +45,12 @@ def _show_agreement(result) -> None:
     if result.cosine_mean is not None:
         print(f"cosine            {result.cosine_mean:.5f} mean, {result.cosine_min:.5f} smallest")
     if result.kl_divergence is not None:
-        agreement = f"top-1 agreement {100 * result.top1_agreement:.1f} %, top-5 {100 * result.top5_agreement:.1f} %"
+        agreement = f"top-1 agreement {100 * result.top1_agreement:.1f} %"
+        if result.top5_agreement is not None:
+            agreement += f", top-5 {100 * result.top5_agreement:.1f} %"
         print(f"KL divergence     {result.kl_divergence:.5f} nats, {agreement}")
+    if result.equal_answers is not None:
+        print(f"equal answers     {result.equal_answers} of {result.samples}")
 
 
 def _show(result) -> None:

@@ -12,8 +12,28 @@ from edge.core.session import OperatorTime
 EnergySource = Literal["external_meter", "hardware_counter", "gauge", "model", "not_available"]
 
 
+class EnergyWindow(msgspec.Struct, frozen=True):
+    """All stretches of one name (prefill, decode) together.
+
+    net is gross less the idle baseline. Uncertainties are expanded, k = 2; net_budget_uj has the standard ones.
+    """
+
+    name: str
+    status: Literal["ok", "below_resolution", "not_available"]
+    tokens: int
+    duration_ns: int
+    gross_uj: int
+    gross_uncertainty_uj: int
+    net_uj: int
+    net_uncertainty_uj: int
+    net_budget_uj: dict[str, float]
+
+
 class Energy(msgspec.Struct, frozen=True):
-    """Joules with where they come from. With `not_available`, `reason` says why."""
+    """Joules with where they come from. With `not_available`, `reason` says why; else it names the counters.
+
+    energy_uj is gross. Uncertainties are expanded, k = 2; None in files from before they were told.
+    """
 
     source: EnergySource
     reason: str = ""
@@ -22,6 +42,10 @@ class Energy(msgspec.Struct, frozen=True):
     idle_spread_uw: int | None = None
     duration_ns: int = 0
     tokens: int = 0
+    uncertainty_uj: int | None = None
+    net_uj: int | None = None
+    net_uncertainty_uj: int | None = None
+    windows: list[EnergyWindow] = []
 
 
 class MemorySample(msgspec.Struct, frozen=True, array_like=True):
@@ -113,11 +137,12 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
-    """How far an encoder or a vision model is from the original it was made of, over `samples` texts or images.
+    """How far a model that isn't a decoder is from the original it was made of, over `samples` texts, images or sounds.
 
     relative_error: mean of |subject - original| / |original| of first outputs. cosine: of embeddings, where the output
     is hidden states. Agreement is of the most probable class or word with the original's, top5 of that among the
-    subject's first five; KL(original || subject) in nats. data: what it was held on.
+    subject's first five; KL(original || subject) in nats. Of an encoder-decoder that is said of its next tokens along
+    the original's greedy answers, of which equal_answers are its own too. data: what it was held on.
     """
 
     schema: int = SCHEMA
@@ -135,5 +160,6 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     top1_agreement: float | None = None
     top5_agreement: float | None = None
     kl_divergence: float | None = None
+    equal_answers: int | None = None
     stored_bytes: int
     bits_per_weight: float

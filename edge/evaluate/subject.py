@@ -11,11 +11,13 @@ from edge.core.errors import EdgeError, UsageError
 from edge.core.measurement import Agreement, Evaluation
 from edge.core.plugins import RUNTIMES
 from edge.core.session import SessionOptions
+from edge.evaluate.answers import compare_answers, sound_sources, text_sources
 from edge.evaluate.forward import compare_images, compare_texts
 from edge.evaluate.run import Subject, evaluate
 from edge.models.checkpoint import Checkpoint, open_checkpoint
 from edge.models.folder import load_config
 from edge.models.forward import ImageModel, TextModel, open_forward
+from edge.models.generation import source_limit
 from edge.models.tokenizer import tokenizer_of
 from edge.runtimes.torch import open_folder
 
@@ -26,6 +28,7 @@ def evaluate_path(
     *,
     against: str | Path | None = None,
     images: Path | None = None,
+    audio: Path | None = None,
     context_length: int | None = None,
     max_bytes: int | None = None,
     threads: int = 0,
@@ -37,6 +40,10 @@ def evaluate_path(
     """
     opened = open_bundle(Path(path)) if (Path(path) / MANIFEST).is_file() else open_checkpoint(path)
     task = opened.manifest.task if isinstance(opened, Bundle) else opened.spec.task
+    if audio is not None and task != "encoder_decoder":
+        raise UsageError("evaluate.audio", f"{path} doesn't hear", "leave --audio away")
+    if task == "encoder_decoder":
+        return _answers(opened, path, text, against, audio, max_bytes, threads)
     if task in ("encoder", "vision"):
         return _agreement(opened, path, text, against, images, max_bytes, threads)
     if images is not None:
@@ -98,6 +105,46 @@ def _agreement(
             raise UsageError("evaluate.images", f"{path} reads text, not images", "leave --images away")
         words = read_text(_required(text), max_bytes)
         return compare_texts(model, original, about, words, name=_required(text).name, original_name=str(against))
+    finally:
+        session.close()
+        original.close()
+
+
+def _answers(
+    opened: Bundle | Checkpoint,
+    path: str | Path,
+    text: Path | None,
+    against: str | Path | None,
+    audio: Path | None,
+    max_bytes: int | None,
+    threads: int,
+) -> Agreement:
+    """An encoder-decoder beside its original: on sentences of a text, or on sound."""
+    if against is None:
+        message = "an encoder-decoder is held against the original's answers"
+        raise UsageError("evaluate.against", message, "give --against ORIGINAL")
+    reference = open_checkpoint(against)
+    inputs = reference.spec.inputs
+    hears = "input_features" in inputs
+    if reference.spec.task != "encoder_decoder":
+        hint = "compare a model with the checkpoint that it was made from"
+        raise UsageError("evaluate.original", f"{against} is a model of another kind ({reference.spec.task})", hint)
+    if hears != (audio is not None):
+        wanted = "--audio FOLDER with WAV files" if hears else "--text FILE"
+        raise UsageError("evaluate.source", f"{path} reads {'sound' if hears else 'text'}", f"give {wanted}")
+    with tempfile.TemporaryDirectory() as folder:
+        reference.save_tokenizer(Path(folder))
+        if audio is not None:
+            config = reference.config
+            sources = sound_sources(Path(folder), audio, [1, config.num_mel_bins, 2 * config.max_source_positions])
+        else:
+            words = read_text(_required(text), max_bytes)
+            sources = text_sources(tokenizer_of(Path(folder)), words, source_limit(reference.config))
+    session, about = _open(opened, path, threads)
+    original = open_folder(reference, session.context_length)
+    data = (audio or _required(text)).name
+    try:
+        return compare_answers(session, original, about, reference, sources, data=data, original_name=str(against))
     finally:
         session.close()
         original.close()

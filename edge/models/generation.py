@@ -43,6 +43,13 @@ def constraints(checkpoint: Checkpoint) -> Constraints:
     )
 
 
+def source_limit(config: Any) -> int:
+    """The longest source in tokens, 0 where there is no limit: relative positions go on for ever."""
+    if hasattr(config, "relative_attention_num_buckets"):
+        return 0
+    return int(getattr(config, "max_position_embeddings", 0))
+
+
 def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
     """generation_config.json; without one transformers takes what an older config.json says."""
     if checkpoint.generation:

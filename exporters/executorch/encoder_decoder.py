@@ -22,6 +22,7 @@ from edge.exporters.executorch.lower import layers_of_instructions, lower, trace
 from edge.exporters.executorch.slow_path import slow_nodes as slow_nodes_of
 from edge.exporters.modules import use_edge_operators
 from edge.models.checkpoint import Checkpoint
+from edge.models.generation import source_limit
 from edge.models.torch_model import build_model
 
 __all__ = ["codes_equal", "slow_nodes", "write", "write_samples"]
@@ -45,7 +46,7 @@ def write(
     generic.refuse(checkpoint, kernels)
     model = use_edge_operators(build_model(checkpoint))
     shapes = steps.shapes_of(model, checkpoint.spec.inputs[0], context_length)
-    longest = (steps.source_limit(model.config) or LONGEST_SOURCE) if shapes.masked else shapes.source_length
+    longest = (source_limit(model.config) or LONGEST_SOURCE) if shapes.masked else shapes.source_length
     layers: dict[str, str] = {}
     for name, program in ((ENCODER, _encoder(model, shapes, longest)), (MODEL, _decoder(model, shapes, longest))):
         partitioners = builtin.partitioners() if shapes.masked or name == MODEL else _with_convolutions()
