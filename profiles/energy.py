@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -29,6 +30,7 @@ GAP = 3.0  # intervals that are longer than this many usual ones are gaps
 NEIGHBOURS = 5  # readings beside an end that tell the power there
 ROOT3, ROOT6, ROOT12 = math.sqrt(3), math.sqrt(6), math.sqrt(12)
 
+Floats = NDArray[np.float64]
 Status = Literal["ok", "below_resolution", "not_available"]
 
 
@@ -150,7 +152,8 @@ def gross_energy(series: Series, start_ns: int, end_ns: int) -> Estimate:
         raise PowerUnavailableError(f"{series.name}: an empty stretch has no energy")
     # readings are up to `delay` old: set them back by half of it, and doubt the other half
     time = (series.time_ns - series.accuracy.delay_ns / 2).astype(np.float64)
-    if len(time) < 3 or time[0] > start_ns or time[-1] < end_ns:
+    reach = series.accuracy.delay_ns  # a reading tells of the time until the next one is due
+    if len(time) < 3 or time[0] > start_ns + reach or time[-1] < end_ns - reach:
         raise PowerUnavailableError(f"{series.name}: its readings don't cover the stretch")
     if series.kind == "energy":
         energy_uj, budget, contrast_uw = _difference(time, series, start_ns, end_ns)
@@ -164,7 +167,7 @@ def gross_energy(series: Series, start_ns: int, end_ns: int) -> Estimate:
     return Estimate(energy_uj, budget)
 
 
-def _difference(time: NDArray, series: Series, start: float, end: float) -> tuple[float, dict[str, float], float]:
+def _difference(time: Floats, series: Series, start: float, end: float) -> tuple[float, dict[str, float], float]:
     """Of a counter: between two levels, each told from both of its sides. Also the contrast of power at the ends."""
     rate = np.diff(series.value) / np.diff(time)  # µJ/ns
     levels, doubts, sides = zip(*(_level(time, series.value, rate, at) for at in (start, end)), strict=True)
@@ -178,7 +181,7 @@ def _difference(time: NDArray, series: Series, start: float, end: float) -> tupl
     return levels[1] - levels[0], budget, 1e9 * max(abs(out1 - in0), abs(out0 - in1))
 
 
-def _level(time: NDArray, value: NDArray, rate: NDArray, at: float) -> tuple[float, float, tuple[float, float]]:
+def _level(time: Floats, value: Floats, rate: Floats, at: float) -> tuple[float, float, tuple[float, float]]:
     """The counter at a time between two readings: its value, standard uncertainty, and the rate on both sides.
 
     The rate before the interval goes on until `at`, the one after it is there from `at` on; where the two disagree, the
@@ -191,11 +194,13 @@ def _level(time: NDArray, value: NDArray, rate: NDArray, at: float) -> tuple[flo
     low, high = min(before, after, rate[i]), max(before, after, rate[i])
     floor = max(value[i] + low * ahead, value[i + 1] - high * behind)
     ceiling = min(value[i] + high * ahead, value[i + 1] - low * behind)
-    told = np.clip([value[i] + before * ahead, value[i + 1] - after * behind], value[i], value[i + 1])
+    told = np.array([value[i] + before * ahead, value[i + 1] - after * behind])
+    if time[i] <= at <= time[i + 1]:
+        told = told.clip(value[i], value[i + 1])
     return float(told.mean()), max(ceiling - floor, float(np.ptp(told))) / ROOT12, (before, after)
 
 
-def _integral(time: NDArray, series: Series, start: float, end: float) -> tuple[float, dict[str, float], float]:
+def _integral(time: Floats, series: Series, start: float, end: float) -> tuple[float, dict[str, float], float]:
     """Of power samples: the trapezoidal rule inside, the nearest inner sample held to the ends."""
     inside = np.flatnonzero((time >= start) & (time <= end))
     if len(inside) < 2:
@@ -232,11 +237,11 @@ def _integral(time: NDArray, series: Series, start: float, end: float) -> tuple[
     return energy, budget, max(abs(out1 - in0), abs(out0 - in1))
 
 
-def _next(value: NDArray, index: int) -> float:
+def _next(value: Floats, index: int) -> float:
     return float(value[min(max(index, 0), len(value) - 1)])
 
 
-def _beside(value: NDArray, index: int, direction: int) -> float:
+def _beside(value: Floats, index: int, direction: int) -> float:
     """Mean of the readings just outside an end; of the end itself where there are none."""
     low, high = (index - NEIGHBOURS, index) if direction < 0 else (index + 1, index + 1 + NEIGHBOURS)
     outside = value[max(low, 0) : high]
@@ -252,7 +257,7 @@ def _idle_power(series: Series, window: Window) -> tuple[float, float]:
     if blocks < LEAST_BLOCKS:
         raise PowerUnavailableError(f"{series.name}: {readings} readings while idle are too few for a baseline")
     ends = np.linspace(window.start_ns, window.end_ns, blocks + 1)
-    powers = [gross_energy(series, a, b).energy_uj * 1e9 / (b - a) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    powers = [gross_energy(series, a, b).energy_uj * 1e9 / (b - a) for a, b in pairwise(ends)]
     scatter = float(np.std(powers, ddof=1)) / math.sqrt(blocks) * _student(blocks - 1) / COVERAGE_FACTOR
     known = [whole.budget_uj[name] for name in ("noise", "edges", "jitter", "clock") if name in whole.budget_uj]
     if series.kind == "energy":

@@ -1,65 +1,138 @@
-"""Energy of a profile on this machine."""
+"""Energy of a profile on this machine: idle, the measured conversations with prefill and decode apart, idle again."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
-from edge.core.measurement import Energy
-from edge.runtimes.probes.power.rapl import ROOT, find_domains
-from edge.runtimes.probes.power.rapl import used as _used
+from edge.core.measurement import Energy, EnergyWindow
+from edge.profiles.energy import Idle, Window, WindowEnergy, idle_baseline, total, window_energy
+from edge.runtimes.probes.power import battery, ina3221, nvml, rapl
+from edge.runtimes.probes.power.series import PowerUnavailableError, Recorder, Series, Source, refreshed
+
+ROOT = Path("/")
+INTERVAL_S = 0.05
+IDLE_S = 2.0
+
+
+def sources(root: Path = ROOT) -> Iterator[tuple[str, Source | str]]:
+    """What tells energy here, best first, each with its source or why there is none."""
+    opens: dict[str, Callable[[], Source]] = {
+        "RAPL": partial(rapl.open_source, root),
+        "INA3221": partial(ina3221.open_source, root),
+        "battery": partial(battery.open_source, root),
+    }
+    if root == ROOT:
+        opens["NVML"] = nvml.open_source
+    for name, open_one in opens.items():
+        try:
+            yield name, open_one()
+        except PowerUnavailableError as error:
+            yield name, str(error)
+
+
+def find_source(root: Path = ROOT) -> tuple[Source | None, str]:
+    """The first that answers, and the reasons where none does."""
+    reasons = []
+    for _, found in sources(root):
+        if isinstance(found, Source):
+            return found, ""
+        reasons.append(found)
+    return None, "; ".join(reasons)
 
 
 class EnergyMeter:
-    """Gross energy between `start` and `stop`, with the idle power before and after.
+    """Between `start` and `stop`, with stretches marked by `begin`. Without a source every call is free."""
 
-    Without a counter every call is free, and `energy` says why there is none.
-    """
-
-    def __init__(self, root: Path = ROOT, idle_s: float = 2.0, sleep: Callable[[float], None] = time.sleep) -> None:
-        self.domains, self.reason = find_domains(root)
+    def __init__(
+        self,
+        root: Path = ROOT,
+        idle_s: float = IDLE_S,
+        sleep: Callable[[float], None] = time.sleep,
+        interval_s: float = INTERVAL_S,
+        source: Source | None = None,
+    ) -> None:
+        self.source, self.reason = (source, "") if source else find_source(root)
         self.idle_s = idle_s
         self._sleep = sleep
-        self._idle_uw: list[int] = []
-        self._energy_uj = 0
-        self._duration_ns = 0
+        self._windows: list[Window] = []
+        self._open: tuple[str, int, int] | None = None
+        self._running = ExitStack()
+        self._recorder = Recorder([self.source.channels] if self.source else [], interval_s)
 
     def start(self) -> None:
-        self.idle()
-        self._last = [domain.read() for domain in self.domains]
-        self._start_ns = time.perf_counter_ns()
+        if self.source:
+            self._running.enter_context(self._recorder.running())
+            self._idle("idle before")
 
-    def tick(self) -> None:
-        """Add what was used since the last call: often enough, and no wrap is missed."""
-        now = [domain.read() for domain in self.domains]
-        self._energy_uj += sum(map(_used, self.domains, self._last, now))
-        self._last = now
+    def begin(self, name: str, tokens: int = 0) -> None:
+        """What follows is `name`, until the next call; "" is nothing in particular."""
+        if not self.source:
+            return
+        self._recorder.sweep()
+        now = time.monotonic_ns()
+        if self._open is not None:
+            was, since, made = self._open
+            self._windows.append(Window(was, since, now, made))
+        self._open = (name, now, tokens) if name else None
 
     def stop(self) -> None:
-        self.tick()
-        self._duration_ns = time.perf_counter_ns() - self._start_ns
-        self.idle()
+        if self.source:
+            self.begin("")
+            self._idle("idle after")
+        self._running.close()
 
-    def idle(self) -> None:
-        """Measure the power of this machine while this process does nothing."""
-        if not self.domains:
-            return
-        before, start = [domain.read() for domain in self.domains], time.perf_counter()
+    def _idle(self, name: str) -> None:
+        self.begin(name)
         self._sleep(self.idle_s)
-        after, seconds = [domain.read() for domain in self.domains], time.perf_counter() - start
-        self._idle_uw.append(round(sum(map(_used, self.domains, before, after)) / seconds))
+        self.begin("")
 
-    def energy(self, tokens: int) -> Energy:
-        """What the run used, for `tokens` generated tokens."""
-        if not self.domains:
+    def energy(self) -> Energy:
+        """What the stretches between the two idle ones used, prefill and decode apart, net of idle."""
+        if self.source is None:
             return Energy(source="not_available", reason=self.reason)
-        return Energy(
-            source="hardware_counter",
-            reason=f"RAPL, {len(self.domains)} package domain{'s' if len(self.domains) > 1 else ''}",
-            energy_uj=self._energy_uj,
-            idle_uw=round(sum(self._idle_uw) / len(self._idle_uw)),
-            idle_spread_uw=max(self._idle_uw) - min(self._idle_uw),
-            duration_ns=self._duration_ns,
-            tokens=tokens,
-        )
+        before, *windows, after = self._windows
+        try:
+            recorded = self._recorder.series()
+            series = refreshed(self.source.whole(recorded))
+            idle = idle_baseline(series, before, after)
+            found = [window_energy(series, window, idle) for window in windows]
+        except PowerUnavailableError as error:
+            return Energy(source="not_available", reason=str(error))
+        return summarize(self.source, series, idle, found)
+
+
+def summarize(source: Source, series: Series, idle: Idle, found: Sequence[WindowEnergy]) -> Energy:
+    """As a file keeps it."""
+    names = dict.fromkeys(one.name for one in found)
+    whole = total(found, "all")
+    return Energy(
+        source=series.source,
+        reason=f"{source.describe()}; {series.accuracy.note}" if series.accuracy.note else source.describe(),
+        energy_uj=round(whole.gross.energy_uj),
+        idle_uw=round(idle.at(sum(idle.middle_ns) / 2)),
+        idle_spread_uw=round(abs(idle.power_uw[1] - idle.power_uw[0])),
+        duration_ns=round(1e9 * whole.seconds),
+        tokens=sum(one.tokens + 1 for one in found if one.name == "decode"),  # the prefill made the first
+        uncertainty_uj=round(whole.gross.expanded_uj),
+        net_uj=round(whole.net.energy_uj),
+        net_uncertainty_uj=round(whole.net.expanded_uj),
+        windows=[_window(total([one for one in found if one.name == name], name)) for name in names],
+    )
+
+
+def _window(energy: WindowEnergy) -> EnergyWindow:
+    return EnergyWindow(
+        name=energy.name,
+        status=energy.net.status,
+        tokens=energy.tokens,
+        duration_ns=round(1e9 * energy.seconds),
+        gross_uj=round(energy.gross.energy_uj),
+        gross_uncertainty_uj=round(energy.gross.expanded_uj),
+        net_uj=round(energy.net.energy_uj),
+        net_uncertainty_uj=round(energy.net.expanded_uj),
+        net_budget_uj={name: round(u, 1) for name, u in energy.net.budget_uj.items()},
+    )

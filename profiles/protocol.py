@@ -152,7 +152,7 @@ def _repeat(
     spread = summarize([rate(r) for r in repetitions]).cv
     if spread > CV_GATE:
         info(f"Noisy: speed varies by {spread:.0%} over {len(repetitions)} repetitions; read it with its spread")
-    return repetitions, meter.energy(sum(1 + len(r.decode_ns) for r in repetitions))
+    return repetitions, meter.energy()
 
 
 def _measured(session: Session, prompt: list[int], plan: Plan, meter: EnergyMeter, tick: Ticker) -> list[Repetition]:
@@ -160,8 +160,8 @@ def _measured(session: Session, prompt: list[int], plan: Plan, meter: EnergyMete
     done: list[Repetition] = []
     start = time.perf_counter()
     while len(done) < plan.repetitions * EXTENSION:
-        done.append(converse(session, prompt, plan.generated_tokens))
-        meter.tick()
+        done.append(converse(session, prompt, plan.generated_tokens, meter.begin))
+        meter.begin("")
         rates = summarize([rate(r) for r in done])
         unit = "calls/s" if plan.calls else "tokens/s"
         tick(1 if len(done) <= plan.repetitions else 0, f"{rates.median:.1f} {unit}, CV {rates.cv:.1%}")
@@ -171,12 +171,21 @@ def _measured(session: Session, prompt: list[int], plan: Plan, meter: EnergyMete
     return done
 
 
-def converse(session: Session, prompt: list[int], generated_tokens: int) -> Repetition:
-    """One conversation. Each time runs until the token is picked, so `prefill_ns` is the time to the first token."""
+def converse(
+    session: Session, prompt: list[int], generated_tokens: int, begin: Callable[[str, int], None] | None = None
+) -> Repetition:
+    """One conversation. Each time runs until the token is picked, so `prefill_ns` is the time to the first token.
+
+    `begin` hears which stretch begins and how many tokens it reads or makes.
+    """
+    if begin:
+        begin("prefill", len(prompt))
     cpu = time.process_time_ns()
     before = time.perf_counter_ns()
     token = int(np.argmax(session.prefill(prompt)[-1]))
     prefill_ns = time.perf_counter_ns() - before
+    if begin:
+        begin("decode", max(0, generated_tokens - 1))
     decode_ns = []
     for _ in range(generated_tokens - 1):
         before = time.perf_counter_ns()

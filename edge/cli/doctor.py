@@ -105,10 +105,12 @@ def _android() -> Check:
 
 
 def _energy() -> Check:
-    from edge.runtimes.probes.power import rapl
+    from edge.profiles.energy_meter import sources
+    from edge.runtimes.probes.power.series import Source
 
-    reason = rapl.why_not_available()
-    return Check("energy counter", "optional" if reason else "ok", reason or "RAPL")
+    found = dict(sources())
+    here = [one.describe() for one in found.values() if isinstance(one, Source)]
+    return Check("energy", "ok" if here else "optional", "; ".join(here or map(str, found.values())))
 
 
 def _disk() -> Check:

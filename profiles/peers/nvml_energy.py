@@ -149,15 +149,16 @@ def show(result: dict[str, Any]) -> None:
         print(f"{row['phase']} {row['length']}: {row['tokens_per_s']:.1f} tokens/s, {row['seconds']:.1f} s")
         for way in ("counter", "integrated_power"):
             one = row[way]
-            doubt = one["net_expanded_joules_per_token"]
-            said = f"{one['net_joules_per_token']:.4f} ± {doubt:.4f} J/token net ({one['status']})"
-            print(
-                f"  {way}: {said}, gross {one['gross_power_uw'] / 1e6:.1f} W, idle {one['idle_power_uw'][0] / 1e6:.1f} W"
+            doubt, gross_w, idle_w = (
+                one["net_expanded_joules_per_token"],
+                one["gross_power_uw"],
+                one["idle_power_uw"][0],
             )
+            print(f"  {way}: {one['net_joules_per_token']:.4f} ± {doubt:.4f} J/token net ({one['status']})", end="")
+            print(f", gross {gross_w / 1e6:.1f} W, idle {idle_w / 1e6:.1f} W")
         same = row["agreement"]
-        print(
-            f"  counter - power: {same['relative']:+.2%} of gross, band ±{same['relative_band']:.2%}: {same['within_band']}"
-        )
+        band = f"band ±{same['relative_band']:.2%}: {'within' if same['within_band'] else 'OUTSIDE'}"
+        print(f"  counter - power: {same['relative']:+.2%} of gross, {band}")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ class Loop:
         longest = options.prompt_tokens + max(options.lengths)
         self.config = LlamaConfig(
             hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
-            num_key_value_heads=kv_heads, vocab_size=vocabulary, max_position_embeddings=longest, tie_word_embeddings=True,
+            num_key_value_heads=kv_heads, vocab_size=vocabulary, max_position_embeddings=longest,
+            tie_word_embeddings=True,
         )  # fmt: skip
         torch.set_default_dtype(self.dtype)
         with torch.device(options.device):

@@ -169,10 +169,12 @@ def test_energy_covers_the_repetitions(bundle, tmp_path):
     folder.mkdir(parents=True)
     for name, value in (("name", "package-0"), ("energy_uj", "1000"), ("max_energy_range_uj", "9999")):
         (folder / name).write_text(value)
-    result, _ = run(bundle, meter=EnergyMeter(tmp_path, idle_s=0.01))
+    result, _ = run(bundle, meter=EnergyMeter(tmp_path, idle_s=0.1, interval_s=0.005))
     assert result.energy.source == "hardware_counter" and result.energy.energy_uj == 0
     assert result.energy.tokens == 4 * len(result.repetitions)
     assert result.energy.duration_ns >= sum(r.prefill_ns + sum(r.decode_ns) for r in result.repetitions)
+    assert [w.name for w in result.energy.windows] == ["prefill", "decode"]
+    assert {w.status for w in result.energy.windows} == {"below_resolution"}
 
 
 @pytest.mark.parametrize("option", [{"prompt_tokens": 0}, {"generated_tokens": 1}, {"repetitions": 0}, {"threads": -1}])

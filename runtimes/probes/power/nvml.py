@@ -1,6 +1,6 @@
 """NVIDIA's management library: a total-energy counter (Volta and newer) and the board's power.
 
-Through ctypes, so that nothing but the driver's own library is needed. The counter is in mJ since the driver was loaded.
+Through ctypes, so that nothing but the driver's own library is needed. The counter is in mJ since the driver loaded.
 `nvmlDeviceGetPowerUsage` is averaged over one second on Ampere (not GA100) and newer; the instantaneous field is not.
 Accuracy: NVIDIA states ±5 % for the power reading; the counter integrates the same sensor, so it is taken to have it
 too. Some boards sample only a part of the time (Yang et al. 2024, "Part-time Power Measurements"): that is not in it.
@@ -12,7 +12,7 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any
 
-from edge.runtimes.probes.power.series import Accuracy, Channel, PowerUnavailableError
+from edge.runtimes.probes.power.series import Accuracy, Channel, PowerUnavailableError, Source
 
 LIBRARY = "libnvidia-ml.so.1"
 POWER_INSTANT_FIELD = 186  # NVML_FI_DEV_POWER_INSTANT, mW
@@ -61,7 +61,7 @@ class Gpu:
         field = _FieldValue(field_id=POWER_INSTANT_FIELD)
         self._check(self.library.nvmlDeviceGetFieldValues(self.handle, 1, ctypes.byref(field)), "power field")
         self._check(field.status, "power field")
-        return field.value & 0xFFFFFFFF
+        return int(field.value) & 0xFFFFFFFF
 
     def _check(self, status: int, what: str) -> None:
         if status:
@@ -105,10 +105,11 @@ def power_channel(gpu: Gpu) -> Channel:
     return Channel(f"{gpu.name} power", "power", "hardware_counter", lambda: 1000.0 * read(), accuracy)
 
 
-def channels(index: int = 0, library: Any = None) -> list[Channel]:
-    """What a profile reads: the energy counter, else the power."""
+def open_source(index: int = 0, library: Any = None) -> Source:
+    """What a profile reads: the energy counter, else the power. It is the GPU's board alone, not the processor."""
     gpu = open_gpu(index, library)
     try:
-        return [energy_channel(gpu)]
+        channel = energy_channel(gpu)
     except PowerUnavailableError:
-        return [power_channel(gpu)]
+        channel = power_channel(gpu)
+    return Source("NVML, the GPU's board alone", (channel,), (channel.name,))

@@ -64,7 +64,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Channel:
-    """One quantity that can be read again and again. A counter falls back to 0 after `wraps_at`; None: it never does."""
+    """One quantity that can be read again and again. A counter starts over at `wraps_at`; None: it never does."""
 
     name: str
     kind: Kind
@@ -72,6 +72,22 @@ class Channel:
     read: Callable[[], float]
     accuracy: Accuracy
     wraps_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Channels that are read in one sweep, and the names of those whose sum is the whole: nothing is in it twice."""
+
+    name: str
+    channels: tuple[Channel, ...]
+    total: tuple[str, ...]
+
+    def whole(self, series: Sequence[Series]) -> Series:
+        """The total of what was recorded of this source."""
+        return combine([one for one in series if one.name in self.total], self.name)
+
+    def describe(self) -> str:
+        return f"{self.name}: {' + '.join(self.total)}"
 
 
 def series_of(channel: Channel, time_ns: Sequence[int], values: Sequence[float], jitter_ns: int = 0) -> Series:
@@ -83,10 +99,12 @@ def series_of(channel: Channel, time_ns: Sequence[int], values: Sequence[float],
     return Series(channel.name, channel.kind, channel.source, np.asarray(time_ns, np.int64), value, accuracy)
 
 
-def unwrap(value: NDArray[np.float64], time_ns: NDArray[np.int64], wraps_at: float | None, name: str) -> NDArray:
+def unwrap(
+    value: NDArray[np.float64], time_ns: NDArray[np.int64], wraps_at: float | None, name: str
+) -> NDArray[np.float64]:
     """Undo wraps. Raises where the readings are so far apart that the counter may have wrapped twice.
 
-    How fast the counter may run is judged by the fastest stretch of the same record, doubled.
+    How fast the counter may run is judged by the same record: four times its median rate.
     """
     step = np.diff(value)
     if wraps_at is None:
@@ -95,12 +113,15 @@ def unwrap(value: NDArray[np.float64], time_ns: NDArray[np.int64], wraps_at: flo
         return value
     step = np.where(step < 0, step + wraps_at, step)
     seconds = np.diff(time_ns) / 1e9
-    usual = seconds <= 3 * np.median(seconds) if len(seconds) else np.ones(0, bool)
-    fastest = 2 * float((step / seconds)[usual].max()) if usual.any() else 0.0
+    block = max(len(step) // 20, 1)  # single steps are uneven: two readings can be a moment apart
+    starts = np.arange(0, len(step), block)
+    rates = np.add.reduceat(step, starts) / np.add.reduceat(seconds, starts) if len(step) else np.zeros(1)
+    fastest = 4 * float(np.median(rates))
     if (lost := fastest * seconds > wraps_at).any():
         gap = seconds[lost].max()
         raise PowerUnavailableError(f"{name}: not read for {gap:.0f} s, in which it may have wrapped more than once")
-    return value[0] + np.concatenate([[0.0], np.cumsum(step)])
+    levels: NDArray[np.float64] = value[0] + np.concatenate([[0.0], np.cumsum(step)])
+    return levels
 
 
 def combine(parts: Sequence[Series], name: str = "") -> Series:
@@ -135,7 +156,7 @@ def refreshed(series: Series) -> Series:
     kept = [0]
     news = set(changed.tolist())
     for i in range(1, len(times)):
-        if i in news or times[i] - times[kept[-1]] >= 1.5 * period:
+        if i in news or times[i] - times[kept[-1]] >= 1.5 * period or i == len(times) - 1:
             kept.append(i)
     accuracy = replace(
         series.accuracy, delay_ns=max(series.accuracy.delay_ns, period), jitter_ns=max(series.accuracy.jitter_ns, poll)
@@ -154,19 +175,20 @@ class Recorder:
         self.interval_s = interval_s
         self.errors: list[str] = []
         self._rows: list[list[tuple[int, int, list[float]]]] = [[] for _ in self.groups]
+        self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="edge-power", daemon=True)
 
     @contextmanager
     def running(self) -> Iterator[Recorder]:
-        self._sweep()
+        self.sweep()
         self._thread.start()
         try:
             yield self
         finally:
             self._stopped.set()
             self._thread.join()
-            self._sweep()
+            self.sweep()
 
     def series(self, group: int = 0) -> list[Series]:
         """One series per channel of the group, in its order."""
@@ -180,10 +202,14 @@ class Recorder:
 
     def _run(self) -> None:
         while not self._stopped.wait(self.interval_s):
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Read everything now. A reading that fails leaves a gap, which widens the uncertainty, and is listed."""
+        with self._lock:
             self._sweep()
 
     def _sweep(self) -> None:
-        """A reading that fails leaves a gap, which widens the uncertainty, and is listed."""
         for channels, rows in zip(self.groups, self._rows, strict=True):
             start = time.monotonic_ns()
             try:
