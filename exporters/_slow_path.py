@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 PHASES = {"decode": 1, "prefill": 64}  # tokens at once
 MARGIN = 1.1
 REPETITIONS = 7
-TWIN_BYTES = 64 << 20  # a larger twin is cut: its time grows with its rows
+TWIN_BYTES = 32 << 20  # a larger twin is cut: its time grows with its rows
 CACHE_BYTES = 48 << 20  # read between two runs, so that weights come from memory as they do in a whole model
 Run = Callable[[NDArray[Any]], object]
 

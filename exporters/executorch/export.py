@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,7 @@ from edge.core.target import Kernels, KvCacheType
 from edge.core.weight import Dense
 from edge.exporters.executorch import builtin
 from edge.exporters.executorch.fill import Filler
-from edge.exporters.executorch.lower import layers_of_instructions, lower, traced
+from edge.exporters.executorch.lower import layers_of_instructions, lower, quiet, traced
 from edge.exporters.executorch.readback import codes_equal
 from edge.exporters.executorch.slow_path import slow_nodes
 from edge.kernels.executorch_ops import executorch_version
@@ -31,6 +32,7 @@ MODEL = "model.pte"
 SAMPLES = "samples.safetensors"
 # What a call takes at most: memory for activations and logits is planned for that. The runtime cuts longer prompts.
 MOST_TOKENS, MOST_ROWS = 512, 64
+DEFAULT_CACHE: dict[Kernels, KvCacheType] = {"edge": "float16", "builtin": "float32"}
 
 
 def write(
@@ -48,18 +50,27 @@ def write(
     one, which has no other. Raises `EdgeError` before the first byte for what can't be exported.
     """
     _refuse(checkpoint, kernels, context_length, kv_cache)
-    filler = Filler(checkpoint, kernels, context_length, kv_cache or ("float16" if kernels == "edge" else "float32"))
-    decoder = filler.fill()
-    tokens, rows = min(MOST_TOKENS, context_length), min(MOST_ROWS, context_length)
-    shapes = ({1: torch.export.Dim("tokens", max=tokens)}, None, {0: torch.export.Dim("rows", max=rows)})
-    example = [torch.zeros(1, 2, dtype=torch.int64), torch.tensor([2], dtype=torch.int32), torch.tensor([0, 1])]
-    program = traced(decoder, example, shapes)
-    lowered = lower(program, *_xnnpack(checkpoint, kernels), reinplace=kernels == "builtin")
+    with quiet():
+        filler = Filler(checkpoint, kernels, context_length, kv_cache or DEFAULT_CACHE[kernels])
+        lowered = _lowered(filler)
     with (folder / MODEL).open("wb") as file:
         lowered.write_to_file(file)
     checkpoint.save_tokenizer(folder)
     checkpoint.config.save_pretrained(folder)
-    return _manifest(filler, folder, layers_of_instructions(lowered))
+    manifest = _manifest(filler, folder, layers_of_instructions(lowered))
+    del lowered, filler
+    gc.collect()  # graphs hold themselves, and with them all weights
+    return manifest
+
+
+def _lowered(filler: Filler) -> Any:
+    decoder, most = filler.fill(), filler.context_length
+    tokens = torch.export.Dim("tokens", max=min(MOST_TOKENS, most))
+    rows = torch.export.Dim("rows", max=min(MOST_ROWS, most))
+    example = [torch.zeros(1, 2, dtype=torch.int64), torch.tensor([2], dtype=torch.int32), torch.tensor([0, 1])]
+    program = traced(decoder, example, ({1: tokens}, None, {0: rows}))
+    backends = _xnnpack(filler.checkpoint, filler.kernels)
+    return lower(program, *backends, reinplace=filler.kernels == "builtin")
 
 
 def write_samples(folder: Path, tokens: Sequence[int], logits: NDArray[np.float32]) -> None:

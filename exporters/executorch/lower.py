@@ -85,23 +85,48 @@ def lower(
 def layers_of_instructions(lowered: Any) -> dict[str, str]:
     """The layer of every instruction: `17:edge::linear` and the like, where 17 is the place in the program.
 
-    What lies between layers belongs to the one that follows.
+    What lies between layers belongs to the one that follows. Inside a delegate products have layers: `17.0`, `17.1`, ..
     """
     exported = lowered.exported_program()
-    nodes = [node for node in exported.graph.nodes if node.op == "call_function"]
-    following = ""
-    layers = {node: _layer(node, exported.graph_signature.inputs_to_buffers) for node in nodes}
-    for node in reversed(nodes):
-        following = layers[node] = layers[node] or following
-    found, remaining, layer = {}, iter(nodes), following
+    layers = _layers(exported.graph, exported.graph_signature.inputs_to_buffers)
+    found, remaining, layer = {}, iter(layers), ""
     for index, operator in enumerate(_instructions(lowered.executorch_program.execution_plan[0])):
         if not operator.startswith(PRIMITIVE):  # what views and sizes become has no node of its name
             node = next((node for node in remaining if _operator(node) == operator), None)
             if node is None:
                 raise EdgeError("export.emit", f"ExecuTorch emitted an instruction out of order: {operator}")
-            layer = layers[node]
+            inside = _products(node)
+            layer = layers[node] or (inside or [""])[0]
+            found |= {f"{index}.{place}": inner for place, inner in enumerate(inside)}
         found[f"{index}:{operator}"] = layer
     return found
+
+
+def _layers(graph: torch.fx.Graph, buffers: Mapping[str, str]) -> dict[torch.fx.Node, str]:
+    """The layer of every call of a graph, in order."""
+    following = ""
+    layers = {node: _layer(node, buffers) for node in graph.nodes if node.op == "call_function"}
+    for node in reversed(layers):
+        following = layers[node] = layers[node] or following
+    return layers
+
+
+def _products(node: torch.fx.Node) -> list[str]:
+    """The layers of the products inside a delegate, in order, and of what comes after them."""
+    lowered = _delegate(node)
+    if lowered is None:
+        return []
+    original = lowered.original_module
+    layers = _layers(original.graph, original.graph_signature.inputs_to_buffers)
+    last = list(layers.values())[-1:]
+    return [layer for inner, layer in layers.items() if "linear" in str(inner.target)] + last
+
+
+def _delegate(node: torch.fx.Node) -> Any:
+    """What a node hands to a backend; None for an operator."""
+    if not node.args or "delegate" not in str(node.target):
+        return None
+    return node.graph.owning_module.get_submodule(node.args[0].target)
 
 
 def _instructions(plan: Any) -> Iterator[str]:
@@ -115,8 +140,8 @@ def _instructions(plan: Any) -> Iterator[str]:
 
 
 def _operator(node: torch.fx.Node) -> str:
-    if node.args and hasattr(node.args[0], "name") and "delegate" in str(node.target):
-        return node.graph.owning_module.get_submodule(node.args[0].target).backend_id
+    if lowered := _delegate(node):
+        return lowered.backend_id
     schema = getattr(node.target, "_schema", None)
     return schema.name if schema is not None else str(node.target)
 
