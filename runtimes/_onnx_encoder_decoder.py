@@ -53,8 +53,9 @@ class OnnxEncoderDecoderSession:
         """Logits [1, vocab] of the last token, or [len(tokens), vocab]. Starts the answer anew."""
         check_encoded(bool(self._cross))
         end = advance(self, 0, tokens)
+        ids = np.array([tokens], np.int64)  # a binding doesn't hold on to arrays: this one has to outlive it
         logits = np.empty((1, len(tokens), self.vocab_size), np.float32)
-        self._run(self._bind(np.array([tokens], np.int64), logits), end)
+        self._run(self._bind(ids, logits), end)
         return logits[0] if all_logits else logits[0, -1:]
 
     def decode(self, token: int) -> Logits:
