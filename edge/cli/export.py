@@ -13,7 +13,7 @@ def command(
     model: Annotated[str, typer.Argument(help="A compressed folder, or any checkpoint for float32.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle folder to write.")],
     target: Annotated[str, typer.Option(help="Platform: `edge targets`.")] = "cpu",
-    runtime: Annotated[str, typer.Option(help="Engine that runs the bundle.")] = "onnx",
+    runtime: Annotated[str, typer.Option(help="Engine: onnx, executorch or gguf (llama.cpp).")] = "onnx",
     kernels: Annotated[str, typer.Option(help="`edge` for ours, `builtin` for a stock runtime.")] = "edge",
     context: Annotated[int | None, typer.Option(help="Tokens that the caches hold; at most 2048 by default.")] = None,
     kv_cache: Annotated[
