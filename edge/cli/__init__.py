@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -98,6 +99,9 @@ def _options(
 
 def main() -> None:
     """Entry point of `edge`."""
+    # What torchao says at import, of libraries for other machines, is of no use to anybody here.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     guarded(app)
 
 
