@@ -10,6 +10,7 @@ import msgspec
 import torch
 from torch import nn
 from torch.export import Dim
+from torch.export.graph_signature import InputKind
 
 from edge import __version__
 from edge.core.bundle import Manifest
@@ -84,7 +85,31 @@ def _parts(manifest: Manifest) -> tuple[Manifest, Manifest]:
 
 def _encoder(model: nn.Module, shapes: steps.Shapes, longest: int) -> torch.export.ExportedProgram:
     dynamic = tuple({1: Dim("source", min=1, max=longest)} if shapes.masked else None for _ in shapes.inputs)
-    return traced(steps.Encode(model, ExecutorchDialect()), shapes.source(), dynamic)
+    program = traced(steps.Encode(model, ExecutorchDialect()), shapes.source(), dynamic)
+    _drop_dead_code(program)
+    return program
+
+
+def _drop_dead_code(program: torch.export.ExportedProgram) -> None:
+    """Leave out the decoder that cross-attention's keys and values came out of.
+
+    Checks of types and dropout, which does nothing here, keep it alive: torch takes them for effects.
+    """
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            program.graph.erase_node(node)
+        elif node.target is torch.ops.aten.dropout.default and node.args[2] is False:
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
+    program.graph.eliminate_dead_code()
+    inputs = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
+    specs = program.graph_signature.input_specs
+    for spec in list(specs):
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and not inputs[spec.arg.name].users:
+            specs.remove(spec)
+            program.graph.erase_node(inputs[spec.arg.name])
+            program.state_dict.pop(spec.target, None)
+    program.graph_module.recompile()
 
 
 def _decoder(model: nn.Module, shapes: steps.Shapes, longest: int) -> torch.export.ExportedProgram:

@@ -123,4 +123,7 @@ def activate(mlp: Mlp, parts: Sequence[torch.Tensor]) -> torch.Tensor:
 def _activation(mlp: Mlp, x: torch.Tensor) -> torch.Tensor:
     if mlp.activation == "silu":
         return x * torch.sigmoid(x)
-    return functional.gelu(x, approximate="tanh" if mlp.activation == "gelu_tanh" else "none")
+    if mlp.activation == "gelu":
+        return functional.gelu(x)
+    # gelu_tanh, 0.5 x (1 + tanh u) = x sigmoid(2 u), in full: XNNPACK takes every gelu for the other one.
+    return x * torch.sigmoid((x + x * x * x * 0.044715) * 1.5957691216057308)
