@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from edge.core.session import Inputs, Logits, OperatorTime
 from edge.runtimes._context import advance, check_encoded
@@ -33,7 +34,8 @@ class TorchEncoderDecoderSession:
 
     def prefill(self, tokens: Sequence[int], *, all_logits: bool = False) -> Logits:
         """Logits [1, vocab] of the last token, or [len(tokens), vocab]. Starts the answer anew."""
-        self._cache, self._position = None, 0
+        # transformers' own default counts the encoder's layers, which may be fewer.
+        self._cache, self._position = EncoderDecoderCache(DynamicCache(), DynamicCache()), 0
         logits = self._forward(tokens)
         return logits if all_logits else logits[-1:]
 
