@@ -67,11 +67,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Idle:
-    """Power at rest before and after, µW. `error_uw` are the standard uncertainties of the two means."""
+    """Power at rest before and after, µW. `error_uw` are the standard uncertainties of the two means.
+
+    unrest: how much the energy of a second of rest scatters, µJ; of T seconds it is √T times that.
+    """
 
     power_uw: tuple[float, float]
     error_uw: tuple[float, float]
     middle_ns: tuple[float, float]
+    unrest_uj: float = 0.0
 
     def at(self, time_ns: float) -> float:
         """Drawn straight between the two."""
@@ -113,9 +117,11 @@ class WindowEnergy:
 
 def idle_baseline(series: Series, before: Window, after: Window) -> Idle:
     """Mean power of two quiet stretches, each with the standard error of its blocks."""
-    means, errors = zip(*(_idle_power(series, window) for window in (before, after)), strict=True)
+    means, errors, unrests = zip(*(_idle_power(series, window) for window in (before, after)), strict=True)
     middles = tuple((window.start_ns + window.end_ns) / 2 for window in (before, after))
-    return Idle((means[0], means[1]), (errors[0], errors[1]), (middles[0], middles[1]))
+    return Idle(
+        (means[0], means[1]), (errors[0], errors[1]), (middles[0], middles[1]), math.hypot(*unrests) / math.sqrt(2)
+    )
 
 
 def window_energy(series: Series, window: Window, idle: Idle) -> WindowEnergy:
@@ -124,10 +130,11 @@ def window_energy(series: Series, window: Window, idle: Idle) -> WindowEnergy:
     middle = (window.start_ns + window.end_ns) / 2
     net_uj = gross.energy_uj - idle.at(middle) * window.seconds
     budget = {name: u for name, u in gross.budget_uj.items() if name not in ("offset", "gain")}  # offset: on both
-    budget["gain"] = series.accuracy.gain * abs(net_uj) / ROOT3
+    budget["gain"] = _gain(series.accuracy.gain) * abs(net_uj) / ROOT3
     budget["resolution"] = gross.budget_uj["resolution"] * (1 if series.kind == "energy" else math.sqrt(2))
     budget["idle"] = idle.error_at(middle) * window.seconds
     budget["drift"] = idle.drift_uw * window.seconds
+    budget["background"] = idle.unrest_uj * math.sqrt(window.seconds)  # what else runs goes on during the load
     return WindowEnergy(window.name, window.tokens, window.seconds, gross, Estimate(net_uj, budget))
 
 
@@ -146,7 +153,7 @@ def _sum(parts: Sequence[Estimate]) -> Estimate:
     return Estimate(sum(part.energy_uj for part in parts), budget)
 
 
-def gross_energy(series: Series, start_ns: int, end_ns: int) -> Estimate:
+def gross_energy(series: Series, start_ns: float, end_ns: float) -> Estimate:
     """What was used between two times, in µJ."""
     if end_ns <= start_ns:
         raise PowerUnavailableError(f"{series.name}: an empty stretch has no energy")
@@ -161,10 +168,15 @@ def gross_energy(series: Series, start_ns: int, end_ns: int) -> Estimate:
         energy_uj, budget, contrast_uw = _integral(time, series, start_ns, end_ns)
     accuracy, seconds = series.accuracy, (end_ns - start_ns) / 1e9
     clock_s = (accuracy.clock_ns + accuracy.delay_ns / 2) / 1e9
-    budget["gain"] = accuracy.gain * abs(energy_uj) / ROOT3
+    budget["gain"] = _gain(accuracy.gain) * abs(energy_uj) / ROOT3
     budget["offset"] = accuracy.offset_uw * seconds / ROOT3
     budget["clock"] = clock_s * contrast_uw / ROOT3
     return Estimate(energy_uj, budget)
+
+
+def _gain(limit: float) -> float:
+    """A reading that is too low by `limit` has to grow by more than that."""
+    return limit / (1 - limit)
 
 
 def _difference(time: Floats, series: Series, start: float, end: float) -> tuple[float, dict[str, float], float]:
@@ -217,11 +229,11 @@ def _integral(time: Floats, series: Series, start: float, end: float) -> tuple[f
     weights[1:] += width / 2
     weights[0] += lead
     weights[-1] += tail
-    noise = float(np.median(np.abs(step))) / 0.6745 / math.sqrt(2)  # of one sample, steps don't count
-    span = float(np.ptp(series.value[max(first - 1, 0) : last + 2]))
-    unknown = np.where(
-        width > GAP * np.median(np.diff(time)) / 1e9, span, np.sqrt(np.maximum(step**2 - 2 * noise**2, 0))
-    )
+    gaps = width > GAP * float(np.median(np.diff(time))) / 1e9
+    # of one sample: what is sampled more slowly than it changes shows up in either, depending on the beat
+    noise = math.sqrt(max(float((step[~gaps] ** 2).mean()) / 2 if (~gaps).any() else 0.0, float(p.var(ddof=1))))
+    noise *= _student(len(p) - 1) / COVERAGE_FACTOR  # told by few samples, it is itself uncertain
+    span = float(np.ptp(series.value[max(first - 1, 0) : last + 2]))  # in a gap the power may have been anywhere
     out0, out1 = _beside(series.value, first, -1), _beside(series.value, last, 1)
     in0, in1 = float(p[:NEIGHBOURS].mean()), float(p[-NEIGHBOURS:].mean())
     edges = math.hypot(
@@ -229,7 +241,7 @@ def _integral(time: Floats, series: Series, start: float, end: float) -> tuple[f
     )
     budget = {
         "noise": noise * math.sqrt(float((weights**2).sum())),
-        "sampling": math.sqrt(float(((unknown * width) ** 2).sum())) / ROOT12,
+        "gaps": span * math.sqrt(float((width[gaps] ** 2).sum())) / ROOT12,
         "edges": edges / ROOT12,
         "jitter": series.accuracy.jitter_ns / 1e9 * math.sqrt(float((step**2).sum())) / ROOT3,
         "resolution": series.accuracy.resolution * (end - start) / 1e9 / ROOT12,
@@ -248,8 +260,8 @@ def _beside(value: Floats, index: int, direction: int) -> float:
     return float(outside.mean()) if len(outside) else float(value[index])
 
 
-def _idle_power(series: Series, window: Window) -> tuple[float, float]:
-    """Mean µW of a quiet stretch and its standard uncertainty, from the scatter of up to 8 blocks."""
+def _idle_power(series: Series, window: Window) -> tuple[float, float, float]:
+    """Mean µW of a quiet stretch, its standard uncertainty from the scatter of up to 8 blocks, and its unrest."""
     whole = gross_energy(series, window.start_ns, window.end_ns)
     time = series.time_ns - series.accuracy.delay_ns / 2
     readings = int(((time >= window.start_ns) & (time <= window.end_ns)).sum())
@@ -257,14 +269,27 @@ def _idle_power(series: Series, window: Window) -> tuple[float, float]:
     if blocks < LEAST_BLOCKS:
         raise PowerUnavailableError(f"{series.name}: {readings} readings while idle are too few for a baseline")
     ends = np.linspace(window.start_ns, window.end_ns, blocks + 1)
-    powers = [gross_energy(series, a, b).energy_uj * 1e9 / (b - a) for a, b in pairwise(ends)]
-    scatter = float(np.std(powers, ddof=1)) / math.sqrt(blocks) * _student(blocks - 1) / COVERAGE_FACTOR
+    found = [_block_power(series, a, b) for a, b in pairwise(ends)]
+    powers = [power for power in found if power is not None]
+    if len(powers) < LEAST_BLOCKS:
+        raise PowerUnavailableError(f"{series.name}: too many gaps while idle for a baseline")
+    blocks = len(powers)
+    spread = float(np.std(powers, ddof=1)) * _student(blocks - 1) / COVERAGE_FACTOR
     known = [whole.budget_uj[name] for name in ("noise", "edges", "jitter", "clock") if name in whole.budget_uj]
     if series.kind == "energy":
         known.append(whole.budget_uj["resolution"])
-    return whole.energy_uj / window.seconds, max(scatter, math.hypot(*known) / window.seconds)
+    error = max(spread / math.sqrt(blocks), math.hypot(*known) / window.seconds)
+    return whole.energy_uj / window.seconds, error, spread * math.sqrt(window.seconds / blocks)
+
+
+def _block_power(series: Series, start: float, end: float) -> float | None:
+    """None where a gap left too few readings."""
+    try:
+        return gross_energy(series, start, end).energy_uj * 1e9 / (end - start)
+    except PowerUnavailableError:
+        return None
 
 
 def _student(freedom: int) -> float:
-    """Student's t for 95 %, both sides: within 4 % of the table from 3 degrees of freedom on."""
-    return 1.96 + 2.37 / freedom + 2.82 / freedom**2
+    """Student's t for 95 %, both sides: within 7 % of the table."""
+    return 1.96 + 2.37 / freedom + 2.82 / freedom**2 + 5.6 / freedom**5

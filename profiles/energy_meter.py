@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from edge.core.measurement import Energy, EnergyWindow
+from edge.profiles.boards import this_board
 from edge.profiles.energy import Idle, Window, WindowEnergy, idle_baseline, total, window_energy
 from edge.runtimes.probes.power import battery, ina3221, nvml, rapl
 from edge.runtimes.probes.power.series import PowerUnavailableError, Recorder, Series, Source, refreshed
@@ -20,9 +21,11 @@ IDLE_S = 2.0
 
 def sources(root: Path = ROOT) -> Iterator[tuple[str, Source | str]]:
     """What tells energy here, best first, each with its source or why there is none."""
+    board = this_board(root)
+    sum_of = [*board.power.total, *board.power.without_total] if board else []
     opens: dict[str, Callable[[], Source]] = {
         "RAPL": partial(rapl.open_source, root),
-        "INA3221": partial(ina3221.open_source, root),
+        "INA3221": partial(ina3221.open_source, root, sum_of),
         "battery": partial(battery.open_source, root),
     }
     if root == ROOT:

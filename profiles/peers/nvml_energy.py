@@ -21,9 +21,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edge.profiles.energy import Estimate, Idle, Window, WindowEnergy, idle_baseline, total, window_energy
 from edge.runtimes.probes.power import nvml
-from edge.runtimes.probes.power.series import PowerUnavailableError, Recorder, Series, refreshed
+from edge.runtimes.probes.power.series import Accuracy, PowerUnavailableError, Recorder, Series, refreshed
 
 LOAD = Path(__file__).with_name("nvml_load.py")
 INTERVAL_S = 0.02
@@ -34,18 +36,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
     parser.add_argument("--gpu", type=int, default=0)
+    parser.add_argument("--again", action="store_true", help="do the arithmetic again on the readings in the file")
     options, load_options = parser.parse_known_args()
+    result = again(options.output) if options.again else measure(options.gpu, load_options)
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    show(result)
+
+
+def measure(index: int, load_options: list[str]) -> dict[str, Any]:
+    """Run the load and read the counters meanwhile."""
     try:
-        gpu = nvml.open_gpu(options.gpu)
+        gpu = nvml.open_gpu(index)
         channels = [nvml.energy_channel(gpu), nvml.power_channel(gpu)]
     except PowerUnavailableError as error:
         sys.exit(f"not available: {error}")
     recorder = Recorder([[channel] for channel in channels], INTERVAL_S)
     with recorder.running():
         told = run_load(load_options)
-    result = report(gpu.name, told, [recorder.series(0)[0], recorder.series(1)[0]], recorder.errors)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
-    show(result)
+    return report(gpu.name, told, [recorder.series(0)[0], recorder.series(1)[0]], len(recorder.errors))
+
+
+def again(file: Path) -> dict[str, Any]:
+    """What was read then, by today's arithmetic."""
+    old = json.loads(file.read_text())
+    told = [old["load"], *({"kind": "window", **window} for window in old["windows"])]
+    raw = []
+    for reading in old["readings"]:
+        time_ns, value = old["raw"][reading["kind"]]
+        stated = Accuracy(gain=reading["gain"], resolution=reading["resolution"], note=reading["note"])
+        array = np.asarray(time_ns, np.int64), np.asarray(value, np.float64)
+        raw.append(Series(reading["name"], reading["kind"], "hardware_counter", *array, stated))
+    return {**report(old["gpu"], told, raw, old["failed_readings"]), "python": old["python"]}
 
 
 def run_load(options: list[str]) -> list[dict[str, Any]]:
@@ -61,7 +82,7 @@ def run_load(options: list[str]) -> list[dict[str, Any]]:
     return told
 
 
-def report(name: str, told: list[dict[str, Any]], raw: list[Series], errors: list[str]) -> dict[str, Any]:
+def report(name: str, told: list[dict[str, Any]], raw: list[Series], failed: int) -> dict[str, Any]:
     """Everything that was found, and the raw readings."""
     windows = [Window(w["name"], w["start_ns"], w["end_ns"], w["tokens"]) for w in told if w["kind"] == "window"]
     series = [refreshed(one) for one in raw]
@@ -77,7 +98,7 @@ def report(name: str, told: list[dict[str, Any]], raw: list[Series], errors: lis
             {"name": s.name, "kind": s.kind, "count": len(s.time_ns), "polled": len(r.time_ns), **asdict(s.accuracy)}
             for s, r in zip(series, raw, strict=True)
         ],
-        "failed_readings": len(errors),
+        "failed_readings": failed,
         "results": [one for length in lengths for one in of_length(length, windows, series)],
         "windows": [asdict(window) for window in windows],
         "raw": {r.kind: [r.time_ns.tolist(), r.value.astype(int).tolist()] for r in raw},

@@ -78,17 +78,18 @@ def calibrate(time_ns: Sequence[int], current: Sequence[float], *, discharging: 
     Raises `PowerUnavailableError` where they change their sign or never change.
     """
     values = np.asarray(current, np.float64)
-    typical = float(np.median(values[values != 0])) if values.any() else 0.0
-    if typical == 0:
+    if not values.any():
         raise PowerUnavailableError("the battery's gauge always reads 0")
-    if (np.sign(values[values != 0]) != np.sign(typical)).any():
+    signs = np.sign(values[values != 0])
+    if (signs != signs[0]).any():
         raise PowerUnavailableError("the battery's gauge changes its sign: it was charged in between")
     changes = np.flatnonzero(np.diff(values) != 0) + 1
     if len(changes) < 3:
         raise PowerUnavailableError("the battery's gauge did not change: watch it for longer, with some load")
     gaps = np.diff(np.asarray(time_ns)[changes])
     unit = 1 if np.abs(values).max() > LARGEST_MA else 1000
-    return Calibration(unit, int(np.sign(typical)) * (1 if discharging else -1), int(np.median(gaps)))
+    refresh = int(np.percentile(gaps, 25))  # where a value happens to stay, a gap is several periods long
+    return Calibration(unit, int(signs[0]) * (1 if discharging else -1), refresh)
 
 
 def power_series(

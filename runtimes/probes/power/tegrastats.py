@@ -10,12 +10,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edge.runtimes.probes.power.ina3221 import GAIN, NOTE, SHUNT_OFFSET_UV, SHUNT_STEP_UV, USUAL_SHUNT_UOHM
+import numpy as np
+
+from edge.runtimes.probes.power.ina3221 import GAIN, NOTE, SHUNT_OFFSET_UV, SHUNT_STEP_UV
 from edge.runtimes.probes.power.rails import NOT_CONNECTED, total_rails
 from edge.runtimes.probes.power.series import Accuracy, PowerUnavailableError, Series, combine
 
 NO_SENSOR_C = -256.0
-RAIL_MV = 5000  # lines don't tell the voltage; most rails are 5 V or below
+LEAST_STEP_UW = 40_000.0  # 5 V and the usual 5 mΩ
 RAIL = re.compile(r"(?<!\S)([A-Za-z]\w*) (-?\d+)(?:mW)?/-?\d+(?:mW)?(?:/-?\d+(?:mW)?)?(?!\S)")
 TEMPERATURE = re.compile(r"(?<!\S)(\w+)@(-?\d+(?:\.\d+)?)C(?!\S)")
 ENGINE = re.compile(r"(?<!\S)(\w+) (?:(\d+)%)?@(?:\[([\d,]+)\]|(\d+))(?!\S)")
@@ -59,16 +61,16 @@ def series(lines: Iterable[tuple[int, str]], sum_of: Iterable[str] = (), interva
     if not rows:
         raise PowerUnavailableError("no power in the lines of tegrastats")
     names = [name for name in rows[0][1] if all(name in found for _, found in rows)]
-    step = RAIL_MV * 1000 * SHUNT_STEP_UV / USUAL_SHUNT_UOHM
-    offset = RAIL_MV * 1000 * SHUNT_OFFSET_UV / USUAL_SHUNT_UOHM
-    accuracy = Accuracy(gain=GAIN, offset_uw=offset, resolution=step, delay_ns=interval_ns, note=NOTE)
     times = [at for at, _ in rows]
-    by_name = {n: _one(n, times, [1000.0 * found[n] for _, found in rows], accuracy) for n in names}
+    by_name = {n: _one(n, times, [1000.0 * found[n] for _, found in rows], interval_ns) for n in names}
     whole = combine([by_name[name] for name in total_rails(names, sum_of)], "tegrastats")
     return [whole, *by_name.values()]
 
 
-def _one(name: str, times: list[int], values: list[float], accuracy: Accuracy) -> Series:
-    import numpy as np
-
+def _one(name: str, times: list[int], values: list[float], delay_ns: int) -> Series:
+    """Lines tell neither shunt nor voltage (20 V and 2 mΩ on AGX Orin): the step is what the values show, at least."""
+    seen = np.diff(np.unique(values))
+    step = max(float(seen.min()) if len(seen) else 0.0, LEAST_STEP_UW)
+    offset = step * SHUNT_OFFSET_UV / SHUNT_STEP_UV
+    accuracy = Accuracy(gain=GAIN, offset_uw=offset, resolution=step, delay_ns=delay_ns, note=NOTE)
     return Series(name, "power", "hardware_counter", np.asarray(times, np.int64), np.asarray(values), accuracy)
