@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch.export import ExportedProgram
 
 from edge import __version__
 from edge.core.bundle import Manifest
@@ -14,8 +16,7 @@ from edge.core.target import Kernels, KvCacheType
 from edge.core.weight import CompressedTensor, Dense, Encoding
 from edge.exporters._samples import write_samples
 from edge.exporters._trace import inputs_of, trace
-from edge.exporters.executorch import builtin
-from edge.exporters.executorch.lower import layers_of_instructions, lower
+from edge.exporters.executorch.lower import ALIGNMENT, PAGE, layers_of_instructions, quiet
 from edge.exporters.executorch.program import ProgramFile
 from edge.exporters.executorch.slow_path import slow_nodes
 from edge.kernels.executorch_ops import executorch_version
@@ -42,7 +43,7 @@ def write(
     if kv_cache is not None:
         raise UsageError("export.kv_cache", f"a {checkpoint.spec.task} model has no cache", "leave out --kv-cache")
     refuse(checkpoint, kernels)
-    lowered = lower(trace(checkpoint, context_length), builtin.partitioners())
+    lowered = _lowered(trace(checkpoint, context_length))
     with (folder / MODEL).open("wb") as file:
         lowered.write_to_file(file)
     checkpoint.save_tokenizer(folder)
@@ -72,6 +73,28 @@ def write(
         gates=None,
         tool_versions={"edge": __version__} | {name: version(name) for name in ("executorch", "torch")},
     )
+
+
+def _lowered(program: ExportedProgram) -> Any:
+    """The program for ExecuTorch. XNNPACK itself finds out here what it takes whole: any model may come.
+
+    Raises `EdgeError` for a graph that it can't lower.
+    """
+    with quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+
+        try:
+            config = EdgeCompileConfig(_check_ir_validity=False)
+            edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], compile_config=config)
+            settings = ExecutorchBackendConfig(segment_alignment=PAGE, constant_tensor_alignment=ALIGNMENT)
+            return edge.to_executorch(settings)
+        except Exception as error:  # ExecuTorch's passes raise all kinds
+            cause = error.__cause__ or error
+            reason = " ".join(str(cause).split())[:200] or type(cause).__name__
+            raise EdgeError(
+                "export.lower", f"ExecuTorch can't lower this model: {reason}", "use --runtime onnx"
+            ) from error
 
 
 def codes_equal(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> bool:
