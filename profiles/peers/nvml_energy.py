@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="do the arithmetic again on the readings in the file")
     options, load_options = parser.parse_known_args()
     result = again(options.output) if options.again else measure(options.gpu, load_options)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    write(options.output, result)
     show(result)
 
 
@@ -54,6 +54,12 @@ def measure(index: int, load_options: list[str]) -> dict[str, Any]:
     with recorder.running():
         told = run_load(load_options)
     return report(gpu.name, told, [recorder.series(0)[0], recorder.series(1)[0]], len(recorder.errors))
+
+
+def write(file: Path, result: dict[str, Any]) -> None:
+    """Readable, but for the raw readings, which go on one line."""
+    text = json.dumps({**result, "raw": None}, indent=1)
+    file.write_text(text.replace('"raw": null', f'"raw": {json.dumps(result["raw"], separators=(",", ":"))}') + "\n")
 
 
 def again(file: Path) -> dict[str, Any]:
