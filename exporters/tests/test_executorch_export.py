@@ -62,7 +62,7 @@ def logits_of(session: Any) -> NDArray[np.float32]:
     return np.concatenate([session.prefill(TOKENS[:80], all_logits=True), *map(session.decode, TOKENS[80:])])
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma2"])
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma2"])
 def test_three_engines_agree(family: str, tmp_path: Path) -> None:
     """The same codes everywhere; logits as far apart as sums in another order are."""
     checkpoint = quantized(tmp_path, family, INT4, "f32")
@@ -84,7 +84,7 @@ def test_int8_activations_and_caches_give_onnx_runtimes_bits(kv_cache: str, tmp_
     assert np.array_equal(logits_of(open_session(ours, ONE_THREAD)), logits_of(open_onnx(other, ONE_THREAD)))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "phi3"])
+@pytest.mark.parametrize("family", ["qwen3", "phi3"])
 def test_standard_operators_compute_what_was_compressed(family: str, tmp_path: Path) -> None:
     """XNNPACK rounds activations by a scale and a zero point per token, and group scales to bfloat16."""
     checkpoint = quantized(tmp_path, family, INT4)
@@ -94,6 +94,8 @@ def test_standard_operators_compute_what_was_compressed(family: str, tmp_path: P
     assert "edge" not in operators
     found = logits_of(open_session(bundle, ONE_THREAD))
     assert mean_kl(logits_of(open_folder(checkpoint, CONTEXT)), found) < 3e-3
+    change(bundle, stored(checkpoint.matrix("model.layers.1.mlp.down_proj.weight"))[0][1])
+    assert not executorch.codes_equal(checkpoint, bundle.path, bundle.manifest)
 
 
 @pytest.mark.parametrize("kernels", ["builtin", "edge"])
@@ -129,24 +131,25 @@ def test_what_xnnpack_does_is_profiled_by_layer(tmp_path: Path) -> None:
 
 def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path, "llama", INT4)
-    for kernels in ("edge", "builtin"):
-        first, second = (exported(checkpoint, tmp_path / f"{kernels}{n}", kernels) for n in (1, 2))
-        assert first.manifest == second.manifest
-        assert {"model.pte", "config.json", "tokenizer.json"} <= {path.name for path in first.path.iterdir()}
-        for path in first.path.iterdir():
-            assert sha256(path) == sha256(second.path / path.name), path.name
+    first, second = (exported(checkpoint, tmp_path / name) for name in ("a", "b"))
+    assert first.manifest == second.manifest
+    assert {"model.pte", "config.json", "tokenizer.json"} <= {path.name for path in first.path.iterdir()}
+    for path in first.path.iterdir():
+        assert sha256(path) == sha256(second.path / path.name), path.name
 
 
-@pytest.mark.parametrize("kernels", ["edge", "builtin"])
-def test_a_changed_code_is_found(kernels: str, tmp_path: Path) -> None:
+def test_a_changed_code_is_found(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path, "llama", INT4)
-    bundle = exported(checkpoint, tmp_path / "pte", kernels)
-    wanted = checkpoint.matrix("model.layers.1.mlp.down_proj.weight")
-    bytes_ = pack(wanted).tobytes() if kernels == "edge" else stored(wanted)[0][1].tobytes()
-    data = bytearray(bundle.artefact.read_bytes())
-    data[data.index(bytes_) + len(bytes_) // 2] ^= 1
-    bundle.artefact.write_bytes(data)
+    bundle = exported(checkpoint, tmp_path / "pte")
+    change(bundle, pack(checkpoint.matrix("model.layers.1.mlp.down_proj.weight")))
     assert not executorch.codes_equal(checkpoint, bundle.path, bundle.manifest)
+
+
+def change(bundle: Bundle, stored_bytes: NDArray[Any]) -> None:
+    """Flip a bit in the middle of these bytes of the program."""
+    data = bytearray(bundle.artefact.read_bytes())
+    data[data.index(stored_bytes.tobytes()) + stored_bytes.nbytes // 2] ^= 1
+    bundle.artefact.write_bytes(data)
 
 
 @pytest.mark.parametrize(

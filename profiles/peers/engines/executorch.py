@@ -67,6 +67,7 @@ def _recipe(folder: Path, path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone(), requires_grad=False)
     model.generation_config.cache_implementation, model.generation_config.use_cache = "static", True
+    model.get_input_embeddings().padding_idx = None  # ExecuTorch's pattern for quantized embeddings has none
     embedding = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
     quantize_(model, embedding, lambda module, name: isinstance(module, torch.nn.Embedding))
     quantize_(model, Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=PerGroup(32)))
