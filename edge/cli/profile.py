@@ -54,14 +54,22 @@ def _rows(result) -> list[tuple[str, str]]:
         rows.append(("prefill", _spread(statistics.prefill_tokens_per_s(result), "tokens/s")))
     if generates:
         rows.append(("decode", _spread(statistics.decode_tokens_per_s(result), "tokens/s")))
-    energy = result.energy
-    spent = energy.reason if energy.energy_uj is None else f"{energy.energy_uj / 1e6:.2f} J"
     return [
         *rows,
         ("load", f"{result.load_ns / 1e6:.0f} ms"),
         ("peak memory", size(result.peak_bytes)),
-        ("energy", spent),
+        *_energy(result.energy),
     ]
+
+
+def _energy(found) -> list[tuple[str, str]]:
+    """Net of idle by phase, with k = 2; or why there is none."""
+    from edge.report.table import per_token
+
+    if found.energy_uj is None:
+        return [("energy", f"not available: {found.reason}")]
+    whole = f"{found.energy_uj / 1e6:.2f} J gross, {found.reason}"
+    return [("energy", whole), *((f"energy of {w.name}", per_token(w, name=False)) for w in found.windows)]
 
 
 def _spread(summary, unit: str) -> str:

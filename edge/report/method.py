@@ -137,6 +137,8 @@ def _about_speed(rows: Sequence[Row], measurements: Sequence[Measurement]) -> li
             "Peak memory is that of the whole process, with Python and the runtime in it; weights that are mapped "
             "from a file count once they were touched."
         )
+    if len({m.energy.source for m in measurements if m.energy.energy_uj is not None}) > 1:
+        said.append("Energies come from different kinds of source: don't compare them with each other.")
     reasons = sorted({m.energy.reason for m in measurements if m.energy.energy_uj is None})
     if reasons:
         said.append(f"No energy is given: {'; '.join(reasons)}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edge.core.measurement import Agreement, Energy, Evaluation, Measurement
+from edge.core.measurement import Agreement, Energy, EnergyWindow, Evaluation, Measurement
 from edge.profiles import statistics
 from edge.profiles.protocol import CV_GATE
 from edge.profiles.statistics import Summary
@@ -59,10 +59,34 @@ def change(evaluation: Evaluation) -> str:
     return f"{100 * (evaluation.perplexity / evaluation.perplexity_original - 1):+.1f}%"
 
 
+SOURCES = {
+    "external_meter": "external meter",
+    "hardware_counter": "hardware counter",
+    "gauge": "battery gauge",
+    "model": "a model's estimate",
+}
+
+
+def per_token(window: EnergyWindow, *, name: bool = True) -> str:
+    """Net of idle with its expanded uncertainty, or that it drowned in it."""
+    label = f"{window.name} " if name else ""
+    if window.status != "ok":
+        return f"{label}below resolution"
+    net, doubt = (uj / window.tokens / 1000 for uj in (window.net_uj, window.net_uncertainty_uj))
+    return f"{label}{number(net)} ± {number(doubt)} mJ/token"
+
+
 def energy(found: Energy) -> Cell:
     """Gross and net per generated token, the prompt's share included; or why there is none."""
     if found.energy_uj is None or not found.tokens:
         return Cell("not available", found.reason)
+    if decode := next((w for w in found.windows if w.name == "decode"), None):
+        said = [per_token(w) for w in found.windows if w.name != "decode"]
+        milliwatt_hours = decode.net_uj / decode.tokens / 3.6e6
+        if decode.status == "ok":
+            said.insert(0, f"decode, net of idle, k = 2 ({milliwatt_hours:.2g} mWh/token)")
+        whole = f"gross {number(found.energy_uj / 1e6)} J in all"
+        return Cell(per_token(decode, name=False), "; ".join([*said, whole, SOURCES[found.source], found.reason]))
     gross = found.energy_uj / found.tokens / 1000
     if found.idle_uw is None:
         return Cell(f"{number(gross)} mJ/token", f"gross; {found.reason}")

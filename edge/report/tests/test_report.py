@@ -13,7 +13,7 @@ import pytest
 from edge.core.bundle import Gates
 from edge.core.errors import EdgeError, UsageError
 from edge.core.files import write_json
-from edge.core.measurement import Energy
+from edge.core.measurement import Energy, EnergyWindow
 from edge.report import card, figures, html, method, table
 from edge.report.results import gates_of, join, load_results
 
@@ -140,6 +140,22 @@ def test_energy_is_gross_and_net_with_its_doubt():
     assert cell.value == "90.0 mJ/token" and "net of idle 60.0 ± 2.00" in cell.note
     drowned = Energy("hardware_counter", "RAPL", 3_010_000, 1_500_000, 100_000, int(2e9), 100)
     assert "below resolution" in table.energy(drowned).note
+
+
+def test_energy_of_prefill_and_decode_apart():
+    def window(name, status, net_uj):
+        return EnergyWindow(name, status, 100, int(1e9), 9_000_000, 300_000, net_uj, 200_000, {"gain": 100_000.0})
+
+    told = {"tokens": 101, "uncertainty_uj": 400_000, "net_uj": 6_000_000, "net_uncertainty_uj": 300_000}
+    windows = [window("prefill", "below_resolution", 50_000), window("decode", "ok", 6_000_000)]
+    measured = Energy("hardware_counter", "RAPL: package-0", 18_000_000, 1_500_000, 9, **told, windows=windows)
+    cell = table.energy(measured)
+    assert cell.value == "60.0 ± 2.00 mJ/token" and "k = 2 (0.017 mWh/token)" in cell.note
+    for said in ("prefill below resolution", "gross 18.0 J", "hardware counter", "RAPL: package-0"):
+        assert said in cell.note
+    gauge = Energy("gauge", "battery", 18_000_000, 1_500_000, 9, **told, windows=windows)
+    rows = join([], [measurement(energy=measured), measurement(recipe="int8", energy=gauge)])
+    assert "different kinds of source" in " ".join(method.caveats(rows))
 
 
 def test_noise_and_other_doubts_are_said():
