@@ -137,3 +137,12 @@ def test_what_has_no_cache_refuses_its_option(tmp_path):
     source = tiny_any_model("ViTForImageClassification", tmp_path / "source")
     with pytest.raises(UsageError, match="no cache"):
         edge.export(source, tmp_path / "bundle", kv_cache="int8")
+
+
+def test_an_encoding_that_a_stock_runtime_lacks_is_refused(tmp_path):
+    recipe = tmp_path / "three.toml"
+    recipe.write_text('schema = 1\nname = "three"\n[[steps]]\nmethod = "rtn"\noptions = {bits = 3, group_size = 32}\n')
+    small = edge.compress(tiny_any_model("BertModel", tmp_path / "source"), recipe, tmp_path / "small")
+    with pytest.raises(EdgeError, match="builtin kernels don't serve") as error:
+        edge.export(small, tmp_path / "bundle", kernels="builtin")
+    assert "--kernels edge" in error.value.hint
