@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from edge.core.bundle import Input
 from edge.core.errors import EdgeError
-from edge.exporters.modules import use_edge_operators
+from edge.exporters._modules import use_edge_operators
 from edge.models.checkpoint import Checkpoint
 from edge.models.images import image_shape
 from edge.models.torch_model import build_model

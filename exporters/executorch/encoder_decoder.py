@@ -16,12 +16,12 @@ from edge import __version__
 from edge.core.bundle import Manifest
 from edge.core.errors import UsageError
 from edge.core.target import Kernels, KvCacheType
-from edge.exporters import encoder_decoder as steps
-from edge.exporters.encoder_decoder import write_samples
+from edge.exporters import _encoder_decoder as steps
+from edge.exporters._encoder_decoder import write_samples
+from edge.exporters._modules import use_edge_operators
 from edge.exporters.executorch import builtin, generic
 from edge.exporters.executorch.lower import layers_of_instructions, lower, traced
 from edge.exporters.executorch.slow_path import slow_nodes as slow_nodes_of
-from edge.exporters.modules import use_edge_operators
 from edge.models.checkpoint import Checkpoint
 from edge.models.generation import source_limit
 from edge.models.torch_model import build_model

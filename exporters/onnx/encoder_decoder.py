@@ -17,9 +17,9 @@ from edge import __version__
 from edge.core.bundle import Manifest
 from edge.core.errors import UsageError
 from edge.core.target import Kernels, KvCacheType
-from edge.exporters import encoder_decoder as steps
-from edge.exporters.encoder_decoder import write_samples
-from edge.exporters.modules import use_edge_operators
+from edge.exporters import _encoder_decoder as steps
+from edge.exporters._encoder_decoder import write_samples
+from edge.exporters._modules import use_edge_operators
 from edge.exporters.onnx.builder import DATA, MODEL
 from edge.exporters.onnx.linear import operators, refuse_unserved
 from edge.exporters.onnx.readback import stored
