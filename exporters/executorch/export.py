@@ -29,6 +29,7 @@ from edge.models.checkpoint import Checkpoint
 
 __all__ = ["codes_equal", "slow_nodes", "write", "write_samples"]
 MODEL = "model.pte"
+UNTIMED = "what XNNPACK computes is not timed against float32"
 SAMPLES = "samples.safetensors"
 # What a call takes at most: memory for activations and logits is planned for that. The runtime cuts longer prompts.
 MOST_TOKENS, MOST_ROWS = 512, 64
@@ -136,5 +137,6 @@ def _manifest(filler: Filler, folder: Path, layer_of_node: dict[str, str]) -> Ma
         stored_bytes=stored_bytes,
         bits_per_weight=8 * stored_bytes / checkpoint.parameters,
         gates=None,
+        notes=[UNTIMED] if any("XnnpackBackend" in node for node in layer_of_node) else [],
         tool_versions={"edge": __version__} | {name: version(name) for name in ("executorch", "torch")},
     )
