@@ -34,7 +34,7 @@ def to_onnx(
     outputs: Sequence[str],
     dynamic_shapes: Any,
 ) -> ir.Model:
-    """The graph of a module whose compressed matrices are edge's operators. Raises `EdgeError` for one torch can't trace.
+    """The graph of a module whose compressed matrices are edge's operators. `EdgeError` for one torch can't trace.
 
     dynamic_shapes: as torch.export takes them, by argument.
     """
