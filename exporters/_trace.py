@@ -52,14 +52,18 @@ def inputs_of(checkpoint: Checkpoint) -> dict[str, Input]:
     return dict.fromkeys(names, wanted)
 
 
-def trace(checkpoint: Checkpoint, context_length: int) -> ExportedProgram:
+def trace(checkpoint: Checkpoint, context_length: int, *, eager: bool = False) -> ExportedProgram:
     """The model with edge's operators for compressed matrices, as a program of its first output.
 
-    Text inputs have 1 to `context_length` tokens. Raises `EdgeError` with the module and the line where torch.export
-    can't follow.
+    Text inputs have 1 to `context_length` tokens. eager: attention as plain products and a softmax, for a runtime that
+    has none of its own and would take torch's decomposition, which guards every row: half the time of a call. Raises
+    `EdgeError` with the module and the line where torch.export can't follow.
     """
     inputs = inputs_of(checkpoint)
-    model = FirstOutput(use_edge_operators(build_model(checkpoint)), tuple(inputs)).eval()
+    inner = use_edge_operators(build_model(checkpoint))
+    if eager:
+        inner.set_attn_implementation("eager")
+    model = FirstOutput(inner, tuple(inputs)).eval()
     example = tuple(_example(wanted, context_length) for wanted in inputs.values())
     tokens = Dim("sequence", min=1, max=context_length) if context_length else None
     shapes = tuple({1: tokens} if 0 in wanted.shape else None for wanted in inputs.values())

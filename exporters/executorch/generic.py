@@ -43,7 +43,7 @@ def write(
     if kv_cache is not None:
         raise UsageError("export.kv_cache", f"a {checkpoint.spec.task} model has no cache", "leave out --kv-cache")
     refuse(checkpoint, kernels)
-    lowered = _lowered(trace(checkpoint, context_length))
+    lowered = _lowered(trace(checkpoint, context_length, eager=True))
     with (folder / MODEL).open("wb") as file:
         lowered.write_to_file(file)
     checkpoint.save_tokenizer(folder)
