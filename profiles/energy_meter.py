@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edge.core.measurement import Energy, EnergyWindow
 from edge.profiles.boards import this_board
-from edge.profiles.energy import Idle, Window, WindowEnergy, idle_baseline, total, window_energy
+from edge.profiles.energy import Idle, Window, idle_baseline, total, window_energy
 from edge.runtimes.probes.power import battery, ina3221, nvml, rapl
 from edge.runtimes.probes.power.series import PowerUnavailableError, Recorder, Series, Source, refreshed
 
@@ -99,43 +99,55 @@ class EnergyMeter:
             return Energy(source="not_available", reason=self.reason)
         before, *windows, after = self._windows
         try:
-            recorded = self._recorder.series()
-            series = refreshed(self.source.whole(recorded))
+            series = refreshed(self.source.whole(self._recorder.series(only=self.source.total)))
             idle = idle_baseline(series, before, after)
-            found = [window_energy(series, window, idle) for window in windows]
+            whole = total([window_energy(series, span, idle) for span in merged(windows)], "all")
         except PowerUnavailableError as error:
             return Energy(source="not_available", reason=str(error))
-        return summarize(self.source, series, idle, found)
+        names = dict.fromkeys(window.name for window in windows)
+        phases = [phase_energy(series, [w for w in windows if w.name == name], idle) for name in names]
+        return Energy(
+            source=series.source,
+            reason="; ".join(filter(None, [self.source.describe(), series.accuracy.note])),
+            energy_uj=round(whole.gross.energy_uj),
+            idle_uw=round(idle.at(sum(idle.middle_ns) / 2)),
+            idle_spread_uw=round(abs(idle.power_uw[1] - idle.power_uw[0])),
+            duration_ns=round(1e9 * whole.seconds),
+            tokens=sum(w.tokens + (w.name == "decode") for w in windows if w.name != "prefill"),  # it made the first
+            uncertainty_uj=round(whole.gross.expanded_uj),
+            net_uj=round(whole.net.energy_uj),
+            net_uncertainty_uj=round(whole.net.expanded_uj),
+            windows=phases,
+        )
 
 
-def summarize(source: Source, series: Series, idle: Idle, found: Sequence[WindowEnergy]) -> Energy:
-    """As a file keeps it."""
-    names = dict.fromkeys(one.name for one in found)
-    whole = total(found, "all")
-    return Energy(
-        source=series.source,
-        reason=f"{source.describe()}; {series.accuracy.note}" if series.accuracy.note else source.describe(),
-        energy_uj=round(whole.gross.energy_uj),
-        idle_uw=round(idle.at(sum(idle.middle_ns) / 2)),
-        idle_spread_uw=round(abs(idle.power_uw[1] - idle.power_uw[0])),
-        duration_ns=round(1e9 * whole.seconds),
-        tokens=sum(one.tokens + 1 for one in found if one.name == "decode"),  # the prefill made the first
-        uncertainty_uj=round(whole.gross.expanded_uj),
-        net_uj=round(whole.net.energy_uj),
-        net_uncertainty_uj=round(whole.net.expanded_uj),
-        windows=[_window(total([one for one in found if one.name == name], name)) for name in names],
-    )
+def merged(windows: Sequence[Window]) -> list[Window]:
+    """Stretches that follow each other without a break as one."""
+    spans: list[Window] = []
+    for window in windows:
+        if spans and spans[-1].end_ns == window.start_ns:
+            spans[-1] = Window("all", spans[-1].start_ns, window.end_ns)
+        else:
+            spans.append(window)
+    return spans
 
 
-def _window(energy: WindowEnergy) -> EnergyWindow:
+def phase_energy(series: Series, windows: Sequence[Window], idle: Idle) -> EnergyWindow:
+    """All stretches of one name; not available where one is too short for the source."""
+    name, tokens = windows[0].name, sum(w.tokens for w in windows)
+    duration_ns = sum(w.end_ns - w.start_ns for w in windows)
+    try:
+        energy = total([window_energy(series, window, idle) for window in windows], name)
+    except PowerUnavailableError as error:
+        return EnergyWindow(name, "not_available", tokens, duration_ns, reason=str(error))
     return EnergyWindow(
-        name=energy.name,
+        name=name,
         status=energy.net.status,
-        tokens=energy.tokens,
-        duration_ns=round(1e9 * energy.seconds),
+        tokens=tokens,
+        duration_ns=duration_ns,
         gross_uj=round(energy.gross.energy_uj),
         gross_uncertainty_uj=round(energy.gross.expanded_uj),
         net_uj=round(energy.net.energy_uj),
         net_uncertainty_uj=round(energy.net.expanded_uj),
-        net_budget_uj={name: round(u, 1) for name, u in energy.net.budget_uj.items()},
+        net_budget_uj={cause: round(u, 1) for cause, u in energy.net.budget_uj.items()},
     )

@@ -176,16 +176,16 @@ def converse(
 ) -> Repetition:
     """One conversation. Each time runs until the token is picked, so `prefill_ns` is the time to the first token.
 
-    `begin` hears which stretch begins and how many tokens it reads or makes.
+    `begin` hears which stretch begins and how many tokens it reads or makes; a call counts as one.
     """
     if begin:
-        begin("prefill", len(prompt))
+        begin(*("prefill", len(prompt)) if generated_tokens else ("call", 1))
     cpu = time.process_time_ns()
     before = time.perf_counter_ns()
     token = int(np.argmax(session.prefill(prompt)[-1]))
     prefill_ns = time.perf_counter_ns() - before
-    if begin:
-        begin("decode", max(0, generated_tokens - 1))
+    if begin and generated_tokens:
+        begin("decode", generated_tokens - 1)
     decode_ns = []
     for _ in range(generated_tokens - 1):
         before = time.perf_counter_ns()

@@ -13,7 +13,7 @@ EnergySource = Literal["external_meter", "hardware_counter", "gauge", "model", "
 
 
 class EnergyWindow(msgspec.Struct, frozen=True):
-    """All stretches of one name (prefill, decode) together.
+    """All stretches of one name (prefill, decode; call) together. tokens of a call: how often it was made.
 
     net is gross less the idle baseline. Uncertainties are expanded, k = 2; net_budget_uj has the standard ones.
     """
@@ -22,11 +22,12 @@ class EnergyWindow(msgspec.Struct, frozen=True):
     status: Literal["ok", "below_resolution", "not_available"]
     tokens: int
     duration_ns: int
-    gross_uj: int
-    gross_uncertainty_uj: int
-    net_uj: int
-    net_uncertainty_uj: int
-    net_budget_uj: dict[str, float]
+    gross_uj: int = 0
+    gross_uncertainty_uj: int = 0
+    net_uj: int = 0
+    net_uncertainty_uj: int = 0
+    net_budget_uj: dict[str, float] = {}
+    reason: str = ""
 
 
 class Energy(msgspec.Struct, frozen=True):

@@ -71,20 +71,24 @@ def per_token(window: EnergyWindow, *, name: bool = True) -> str:
     """Net of idle with its expanded uncertainty, or that it drowned in it."""
     label = f"{window.name} " if name else ""
     if window.status != "ok":
-        return f"{label}below resolution"
+        return f"{label}{window.status.replace('_', ' ')}"
     net, doubt = (uj / window.tokens / 1000 for uj in (window.net_uj, window.net_uncertainty_uj))
-    return f"{label}{number(net)} ± {number(doubt)} mJ/token"
+    return f"{label}{number(net)} ± {number(doubt)} mJ/{_unit(window)}"
+
+
+def _unit(window: EnergyWindow) -> str:
+    return "call" if window.name == "call" else "token"
 
 
 def energy(found: Energy) -> Cell:
     """Gross and net per generated token, the prompt's share included; or why there is none."""
     if found.energy_uj is None or not found.tokens:
         return Cell("not available", found.reason)
-    if decode := next((w for w in found.windows if w.name == "decode"), None):
-        said = [per_token(w) for w in found.windows if w.name != "decode"]
+    if decode := next((w for w in found.windows if w.name != "prefill"), None):
+        said = [per_token(w) for w in found.windows if w is not decode]
         milliwatt_hours = decode.net_uj / decode.tokens / 3.6e6
         if decode.status == "ok":
-            said.insert(0, f"decode, net of idle, k = 2 ({milliwatt_hours:.2g} mWh/token)")
+            said.insert(0, f"{decode.name}, net of idle, k = 2 ({milliwatt_hours:.2g} mWh/{_unit(decode)})")
         whole = f"gross {number(found.energy_uj / 1e6)} J in all"
         return Cell(per_token(decode, name=False), "; ".join([*said, whole, SOURCES[found.source], found.reason]))
     gross = found.energy_uj / found.tokens / 1000

@@ -110,7 +110,8 @@ def recorded(source: Source, times: np.ndarray, set_to: Callable[[int], None]) -
     for at in times:
         set_to(int(at))
         rows.append([channel.read() for channel in source.channels])
-    series = [series_of(c, times.tolist(), [row[i] for row in rows]) for i, c in enumerate(source.channels)]
+    kept = [(i, channel) for i, channel in enumerate(source.channels) if channel.name in source.total]
+    series = [series_of(channel, times.tolist(), [row[i] for row in rows]) for i, channel in kept]
     return refreshed(source.whole(series))
 
 

@@ -4,11 +4,13 @@ import os
 import threading
 import time
 
+import numpy as np
 import pytest
 
-from edge.profiles.energy_meter import EnergyMeter, find_source
+from edge.profiles.energy import Window, idle_baseline
+from edge.profiles.energy_meter import EnergyMeter, find_source, merged, phase_energy
 from edge.runtimes.probes.power import rapl
-from edge.runtimes.probes.power.series import Channel, Source
+from edge.runtimes.probes.power.series import Accuracy, Channel, Series, Source
 
 RAPL = "sys/class/powercap/intel-rapl"
 TREE = {
@@ -123,3 +125,25 @@ def test_counters_for_root_only(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(tmp_path), "read_text", denied)
     assert "needs root" in find_source(tmp_path)[1]
+
+
+def test_a_source_that_was_hardly_read_says_so():
+    channel = Channel("battery", "power", "gauge", lambda: 5e6, Accuracy())
+    meter = EnergyMeter(idle_s=0.05, interval_s=60, source=Source("battery gauge", (channel,), ("battery",)))
+    meter.start()
+    meter.begin("call", 1)
+    meter.stop()
+    assert meter.energy().source == "not_available" and "1 readings in a stretch" in meter.energy().reason
+
+
+def test_a_phase_that_is_too_short_for_its_source_is_not_available():
+    """Simulated: a reading every 0.5 s knows nothing of 0.1 s, and yet of the whole."""
+    times = np.arange(41) * 500_000_000
+    series = Series("p", "power", "gauge", times, np.full(41, 2e6), Accuracy())
+    ends = [7_000_000_000, 7_100_000_000, 12_000_000_000]
+    prefill, decode = Window("prefill", ends[0], ends[1], 16), Window("decode", ends[1], ends[2], 8)
+    idle = idle_baseline(series, Window("before", 0, 6 * 10**9), Window("after", 13 * 10**9, 20 * 10**9))
+    short, long = phase_energy(series, [prefill], idle), phase_energy(series, [decode], idle)
+    assert (short.status, short.tokens) == ("not_available", 16) and "1 readings" in short.reason
+    assert long.gross_uj == pytest.approx(2e6 * 4.9)
+    assert [(w.start_ns, w.end_ns) for w in merged([prefill, decode])] == [(ends[0], ends[2])]

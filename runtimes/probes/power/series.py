@@ -190,14 +190,15 @@ class Recorder:
             self._thread.join()
             self.sweep()
 
-    def series(self, group: int = 0) -> list[Series]:
-        """One series per channel of the group, in its order."""
+    def series(self, group: int = 0, only: Sequence[str] | None = None) -> list[Series]:
+        """One series per channel of the group, in its order. `only`: the names of those that are wanted."""
         rows = self._rows[group]
         times = [at for at, _, _ in rows]
         jitter = int(np.percentile([half for _, half, _ in rows], 95)) if rows else 0
         return [
             series_of(channel, times, [values[i] for _, _, values in rows], jitter)
             for i, channel in enumerate(self.groups[group])
+            if only is None or channel.name in only
         ]
 
     def _run(self) -> None:
