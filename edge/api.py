@@ -212,8 +212,12 @@ def profile(
     generated_tokens: int = 64,
     repetitions: int = 5,
     threads: int = 0,
+    meter_csv: str | Path | None = None,
 ) -> Measurement:
-    """Measure a bundle on a device: latency, memory, operators, energy, with the raw samples."""
+    """Measure a bundle on a device: latency, memory, operators, energy, with the raw samples.
+
+    meter_csv: the file that an external power meter writes meanwhile, and has written when the last idle stretch ends.
+    """
     from edge.profiles.protocol import profile as run
 
     if device != "cpu":
@@ -225,6 +229,7 @@ def profile(
         generated_tokens=generated_tokens,
         repetitions=repetitions,
         threads=threads,
+        meter_csv="" if meter_csv is None else str(Path(meter_csv).absolute()),
     )
 
 

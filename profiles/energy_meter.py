@@ -12,6 +12,7 @@ from edge.core.measurement import Energy, EnergyWindow
 from edge.profiles.boards import this_board
 from edge.profiles.energy import Idle, Window, idle_baseline, total, window_energy
 from edge.runtimes.probes.power import battery, ina3221, nvml, rapl
+from edge.runtimes.probes.power import meter_csv as external
 from edge.runtimes.probes.power.series import PowerUnavailableError, Recorder, Series, Source, refreshed
 
 ROOT = Path("/")
@@ -48,7 +49,10 @@ def find_source(root: Path = ROOT) -> tuple[Source | None, str]:
 
 
 class EnergyMeter:
-    """Between `start` and `stop`, with stretches marked by `begin`. Without a source every call is free."""
+    """Between `start` and `stop`, with stretches marked by `begin`. Without a source every call is free.
+
+    meter_csv: the file that an external meter writes, read in `energy`, instead of this machine's own sources.
+    """
 
     def __init__(
         self,
@@ -57,8 +61,10 @@ class EnergyMeter:
         sleep: Callable[[float], None] = time.sleep,
         interval_s: float = INTERVAL_S,
         source: Source | None = None,
+        meter_csv: Path | None = None,
     ) -> None:
-        self.source, self.reason = (source, "") if source else find_source(root)
+        self.source, self.reason = (source, "") if source or meter_csv else find_source(root)
+        self._file = meter_csv
         self.idle_s = idle_s
         self._sleep = sleep
         self._windows: list[Window] = []
@@ -66,14 +72,18 @@ class EnergyMeter:
         self._running = ExitStack()
         self._recorder = Recorder([self.source.channels] if self.source else [], interval_s)
 
+    @property
+    def measures(self) -> bool:
+        return self.source is not None or self._file is not None
+
     def start(self) -> None:
-        if self.source:
+        if self.measures:
             self._running.enter_context(self._recorder.running())
             self._idle("idle before")
 
     def begin(self, name: str, tokens: int = 0) -> None:
         """What follows is `name`, until the next call; "" is nothing in particular."""
-        if not self.source:
+        if not self.measures:
             return
         self._recorder.sweep()
         now = time.monotonic_ns()
@@ -83,7 +93,7 @@ class EnergyMeter:
         self._open = (name, now, tokens) if name else None
 
     def stop(self) -> None:
-        if self.source:
+        if self.measures:
             self.begin("")
             self._idle("idle after")
         self._running.close()
@@ -95,11 +105,11 @@ class EnergyMeter:
 
     def energy(self) -> Energy:
         """What the stretches between the two idle ones used, prefill and decode apart, net of idle."""
-        if self.source is None:
+        if not self.measures:
             return Energy(source="not_available", reason=self.reason)
         before, *windows, after = self._windows
         try:
-            series = refreshed(self.source.whole(self._recorder.series(only=self.source.total)))
+            series, described = self._series(windows)
             idle = idle_baseline(series, before, after)
             whole = total([window_energy(series, span, idle) for span in merged(windows)], "all")
         except PowerUnavailableError as error:
@@ -108,7 +118,7 @@ class EnergyMeter:
         phases = [phase_energy(series, [w for w in windows if w.name == name], idle) for name in names]
         return Energy(
             source=series.source,
-            reason="; ".join(filter(None, [self.source.describe(), series.accuracy.note])),
+            reason="; ".join(filter(None, [described, series.accuracy.note])),
             energy_uj=round(whole.gross.energy_uj),
             idle_uw=round(idle.at(sum(idle.middle_ns) / 2)),
             idle_spread_uw=round(abs(idle.power_uw[1] - idle.power_uw[0])),
@@ -119,6 +129,17 @@ class EnergyMeter:
             net_uncertainty_uj=round(whole.net.expanded_uj),
             windows=phases,
         )
+
+    def _series(self, windows: Sequence[Window]) -> tuple[Series, str]:
+        """What was read, and what to call it. An external meter's clock is tied to the load's begin and end."""
+        if self.source is not None:
+            return refreshed(self.source.whole(self._recorder.series(only=self.source.total))), self.source.describe()
+        if self._file is None:
+            raise PowerUnavailableError(self.reason)
+        read = external.read(self._file)
+        alignment = external.align(read, [windows[0].start_ns, windows[-1].end_ns])
+        doubt_ms = alignment.doubt_ns / 1e6
+        return external.aligned(read, alignment), f"{self._file.name}, clock aligned within {doubt_ms:.1f} ms"
 
 
 def merged(windows: Sequence[Window]) -> list[Window]:

@@ -42,6 +42,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What to run. threads 0 lets the engine choose; seed draws the prompt's tokens.
 
     calls: of a model that runs in one call; generated_tokens is 0, and for an image prompt_tokens too.
+    meter_csv: the file that an external power meter is writing meanwhile.
     """
 
     prompt_tokens: int = 128
@@ -52,6 +53,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_seconds: float = 3.0
     seed: int = 0
     calls: bool = False
+    meter_csv: str = ""
 
     def __post_init__(self) -> None:
         least = {"prompt_tokens": 1, "generated_tokens": 2, "repetitions": 1, "warm_ups": 0, "threads": 0}
@@ -92,7 +94,7 @@ def check_room(plan: Plan, context_length: int) -> None:
 def measure(bundle: Bundle, open_session: OpenSession, plan: Plan, meter: EnergyMeter | None = None) -> Measurement:
     """Run the protocol in this process, with sessions from `open_session`."""
     check_room(plan, bundle.manifest.context_length)
-    meter = meter or EnergyMeter()
+    meter = meter or EnergyMeter(meter_csv=Path(plan.meter_csv) if plan.meter_csv else None)
     timeline = MemoryTimeline()
     with timeline.running():
         with timeline.phase("load"):

@@ -16,6 +16,7 @@ def command(
     repetitions: Annotated[int, typer.Option(help="Measured runs, after 3 warm-ups.", min=5)] = 5,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the result for `edge report`.")] = None,
     threads: Threads = 0,
+    meter_csv: Annotated[Path | None, typer.Option(help="File that an external power meter is writing.")] = None,
     json: Json = False,
 ) -> None:
     """Measure latency, memory, operators and energy; raw samples are kept."""
@@ -31,6 +32,7 @@ def command(
         generated_tokens=generated_tokens,
         repetitions=repetitions,
         threads=threads,
+        meter_csv=meter_csv,
     )
     if output:
         write_json(output, result)

@@ -147,3 +147,24 @@ def test_a_phase_that_is_too_short_for_its_source_is_not_available():
     assert (short.status, short.tokens) == ("not_available", 16) and "1 readings" in short.reason
     assert long.gross_uj == pytest.approx(2e6 * 4.9)
     assert [(w.start_ns, w.end_ns) for w in merged([prefill, decode])] == [(ends[0], ends[2])]
+
+
+def test_an_external_meters_file_is_tied_to_the_load(tmp_path):
+    """A simulated meter on a clock 42 s off: 2 W at rest, 5 W under load."""
+    meter = EnergyMeter(idle_s=0.4, meter_csv=tmp_path / "meter.csv")
+    meter.start()
+    start = time.monotonic()
+    meter.begin("prefill", 4)
+    time.sleep(0.2)
+    meter.begin("decode", 8)
+    time.sleep(0.4)
+    meter.begin("")
+    end = time.monotonic()
+    meter.stop()
+    assert "can't be read" in meter.energy().reason
+    rows = [f"{at + 42},{5 if start <= at < end else 2}" for at in np.arange(start - 0.6, end + 0.6, 0.002)]
+    (tmp_path / "meter.csv").write_text("\n".join(["time (s),power (W)", *rows]))
+    energy = meter.energy()
+    assert energy.source == "external_meter" and "meter.csv, clock aligned within" in energy.reason
+    for window in energy.windows:
+        assert abs(window.net_uj - 3e6 * window.duration_ns / 1e9) < window.net_uncertainty_uj < 0.3 * window.net_uj

@@ -51,8 +51,11 @@ class _Column:
 
 def read(path: Path, accuracy: Accuracy | None = None) -> Series:
     """Power in µW on the meter's own clock, which `align` ties to this machine's."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if row]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise PowerUnavailableError(f"the meter's file can't be read: {error}") from error
     if not rows:
         raise PowerUnavailableError(f"{path.name} is empty")
     columns = [c for i, cell in enumerate(rows[0]) if (c := _column(i, cell))]
