@@ -13,7 +13,7 @@ from typing import Protocol
 
 from edge.core.errors import EdgeError
 
-ENGINES = ("edge", "llama_cpp", "onnxruntime", "onnxruntime_genai", "executorch")
+ENGINES = ("edge", "llama_cpp", "onnxruntime", "onnxruntime_genai", "executorch", "executorch_llm")
 OURS = "edge"
 
 
