@@ -14,7 +14,11 @@ from edge.models.spec import ModuleSpec
 from edge.models.testing import CLASSES, tiny_any_model
 from edge.models.torch_model import build_model
 
-TASKS = {"ForConditionalGeneration": "encoder_decoder", "MTModel": "encoder_decoder", "ForImageClassification": "vision"}
+TASKS = {
+    "ForConditionalGeneration": "encoder_decoder",
+    "MTModel": "encoder_decoder",
+    "ForImageClassification": "vision",
+}
 
 
 def task_of(class_name):
