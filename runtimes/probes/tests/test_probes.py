@@ -23,18 +23,19 @@ def test_memory_sees_what_is_held_for_a_moment():
         with timeline.phase("quiet"):
             time.sleep(0.03)
         with timeline.phase("full"):
-            block = np.ones(64 << 20, np.uint8)
+            block = np.ones(256 << 20, np.uint8)
             time.sleep(0.03)
             del block
     peak = timeline.peak_bytes
-    later = np.ones(256 << 20, np.uint8)
+    later = np.ones(384 << 20, np.uint8)
     assert len(later) and timeline.peak_bytes == peak  # what comes after the run is not part of it
     first = timeline.samples[0].resident_bytes
-    assert timeline.peak_bytes >= first + (60 << 20)
+    held = 128 << 20  # half of it: the system may take idle pages of a long test run away meanwhile
+    assert timeline.peak_bytes >= first + held
     assert [p.name for p in timeline.phases] == ["quiet", "full"]
     quiet, full = timeline.phases
     during = [s.resident_bytes for s in timeline.samples if full.start_ns <= s.time_ns <= full.end_ns]
-    assert max(during) >= first + (60 << 20)
+    assert max(during) >= first + held
     assert quiet.end_ns <= full.start_ns
     assert len(timeline.samples) >= 5
     assert [s.time_ns for s in timeline.samples] == sorted(s.time_ns for s in timeline.samples)
