@@ -23,7 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from edge.core.bundle import Input, KvCache, Manifest
 from edge.core.session import Inputs, Logits
 from edge.core.target import Kernels
-from edge.core.weight import Encoding
+from edge.exporters._manifest import manifest_of
 from edge.models.checkpoint import Checkpoint
 from edge.models.generation import constraints, source_limit, start_tokens
 
@@ -135,42 +135,29 @@ class _Measured:
 
 def manifest(
     checkpoint: Checkpoint,
+    files: Sequence[Path],
     shapes: Shapes,
+    *,
     kernels: Kernels,
     runtime: str,
-    artefact: str,
+    tools: Sequence[str],
     layer_of_node: Mapping[str, str],
-    stored_bytes: int,
-    tool_versions: Mapping[str, str],
 ) -> Manifest:
-    """What a bundle of an encoder-decoder says about itself."""
-    encodings: dict[str, Encoding] = {name: checkpoint.matrix_encoding(name) for name, _ in checkpoint.spec.matrices()}
-    return Manifest(
-        name=checkpoint.name,
-        architecture=checkpoint.spec.model_type,
-        task="encoder_decoder",
-        target="cpu",
+    """What a bundle of an encoder-decoder says about itself. The decoder's program is the first of `files`."""
+    return manifest_of(
+        checkpoint,
+        files,
         runtime=runtime,
+        tools=tools,
         kernels=kernels,
-        artefact=artefact,
         context_length=shapes.context_length,
-        vocab_size=checkpoint.spec.vocab_size,
-        eos_token_ids=checkpoint.eos_token_ids,
-        bos_token_id=checkpoint.bos_token_id,
         kv_cache=KvCache(shapes.layers, shapes.heads, shapes.head_dim, "float32"),
         start_token_ids=start_tokens(checkpoint),
         constraints=constraints(checkpoint),
         inputs=shapes.manifest_inputs(),
         source_length=source_limit(checkpoint.config) if shapes.masked else 0,
-        source=checkpoint.origin,
-        source_sha256=checkpoint.sha256,
-        recipe=checkpoint.recipe or {},
-        encodings=encodings,
+        encodings={name: checkpoint.matrix_encoding(name) for name, _ in checkpoint.spec.matrices()},
         layer_of_node=dict(layer_of_node),
-        stored_bytes=stored_bytes,
-        bits_per_weight=8 * stored_bytes / checkpoint.parameters,
-        gates=None,
-        tool_versions=dict(tool_versions),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import nn
 from torch.export import Dim
 from torch.export.graph_signature import InputKind
 
-from edge import __version__
 from edge.core.bundle import Manifest
 from edge.core.errors import UsageError
 from edge.core.target import Kernels, KvCacheType
@@ -59,9 +57,11 @@ def write(
         layers |= {prefix + node: layer.replace("decode.model.", "", 1) for node, layer in found.items()}
     checkpoint.save_tokenizer(folder)
     checkpoint.config.save_pretrained(folder)
-    stored_bytes = sum((folder / name).stat().st_size for name in (ENCODER, MODEL))
-    versions = {"edge": __version__} | {name: version(name) for name in ("executorch", "torch")}
-    made = steps.manifest(checkpoint, shapes, kernels, "executorch", MODEL, layers, stored_bytes, versions)
+    files = [folder / name for name in (MODEL, ENCODER)]
+    tools = ("executorch", "torch")
+    made = steps.manifest(
+        checkpoint, files, shapes, kernels=kernels, runtime="executorch", tools=tools, layer_of_node=layers
+    )
     return msgspec.structs.replace(made, source_length=longest if shapes.masked else 0)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from edge import __version__
-from edge.core.bundle import KvCache, Manifest
+from edge.core.bundle import Manifest
 from edge.core.errors import EdgeError, UsageError
 from edge.core.target import Kernels, KvCacheType
 from edge.core.weight import Dense
+from edge.exporters._manifest import kv_cache_of, manifest_of
 from edge.exporters.executorch import builtin
 from edge.exporters.executorch.fill import Filler
 from edge.exporters.executorch.lower import layers_of_instructions, lower, quiet, traced
@@ -114,29 +113,15 @@ def _xnnpack(checkpoint: Checkpoint, kernels: Kernels) -> tuple[list[Any], list[
 
 def _manifest(filler: Filler, folder: Path, layer_of_node: dict[str, str]) -> Manifest:
     checkpoint = filler.checkpoint
-    spec = checkpoint.spec
-    attention = spec.layers[0].attention
-    stored_bytes = (folder / MODEL).stat().st_size
-    return Manifest(
-        name=checkpoint.name,
-        architecture=spec.model_type,
-        target="cpu",
+    return manifest_of(
+        checkpoint,
+        [folder / MODEL],
         runtime="executorch",
+        tools=("executorch", "torch"),
         kernels=filler.kernels,
-        artefact=MODEL,
         context_length=filler.context_length,
-        vocab_size=spec.vocab_size,
-        eos_token_ids=checkpoint.eos_token_ids,
-        bos_token_id=checkpoint.bos_token_id,
-        kv_cache=KvCache(len(spec.layers), attention.num_kv_heads, attention.head_dim, filler.kv_cache),
-        source=checkpoint.origin,
-        source_sha256=checkpoint.sha256,
-        recipe=checkpoint.recipe or {},
+        kv_cache=kv_cache_of(checkpoint.spec, filler.kv_cache),
         encodings=filler.encodings,
         layer_of_node=layer_of_node,
-        stored_bytes=stored_bytes,
-        bits_per_weight=8 * stored_bytes / checkpoint.parameters,
-        gates=None,
         notes=[UNTIMED] if any("XnnpackBackend" in node for node in layer_of_node) else [],
-        tool_versions={"edge": __version__} | {name: version(name) for name in ("executorch", "torch")},
     )

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.export import ExportedProgram
 
-from edge import __version__
 from edge.core.bundle import Manifest
 from edge.core.errors import EdgeError, UsageError
 from edge.core.target import Kernels, KvCacheType
 from edge.core.weight import CompressedTensor, Dense, Encoding
+from edge.exporters._manifest import manifest_of
 from edge.exporters._samples import write_samples
 from edge.exporters._trace import inputs_of, trace
 from edge.exporters.executorch.lower import ALIGNMENT, PAGE, layers_of_instructions, quiet
@@ -48,30 +47,16 @@ def write(
         lowered.write_to_file(file)
     checkpoint.save_tokenizer(folder)
     checkpoint.config.save_pretrained(folder)
-    stored_bytes = (folder / MODEL).stat().st_size
-    spec = checkpoint.spec
-    return Manifest(
-        name=checkpoint.name,
-        architecture=spec.model_type,
-        task=spec.task,
-        target="cpu",
+    return manifest_of(
+        checkpoint,
+        [folder / MODEL],
         runtime="executorch",
+        tools=("executorch", "torch"),
         kernels=kernels,
-        artefact=MODEL,
         context_length=context_length,
-        vocab_size=spec.vocab_size,
-        eos_token_ids=checkpoint.eos_token_ids,
-        bos_token_id=checkpoint.bos_token_id,
         inputs=inputs_of(checkpoint),
-        source=checkpoint.origin,
-        source_sha256=checkpoint.sha256,
-        recipe=checkpoint.recipe or {},
         encodings=_encodings(checkpoint),
         layer_of_node={node: layer.removeprefix("model.") for node, layer in layers_of_instructions(lowered).items()},
-        stored_bytes=stored_bytes,
-        bits_per_weight=8 * stored_bytes / checkpoint.parameters,
-        gates=None,
-        tool_versions={"edge": __version__} | {name: version(name) for name in ("executorch", "torch")},
     )
 
 

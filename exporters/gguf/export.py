@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from edge import __version__
-from edge.core.bundle import KvCache, Manifest
+from edge.core.bundle import Manifest
 from edge.core.errors import UsageError
 from edge.core.files import SCHEMA, read_json, write_json
 from edge.core.target import Kernels, KvCacheType
-from edge.core.weight import Encoding
+from edge.exporters._manifest import kv_cache_of, manifest_of
 from edge.exporters.gguf.architecture import (
     Architecture,
     architecture_of,
@@ -215,36 +213,15 @@ def _mapped(written: dict[str, Written]) -> list[str]:
     return [*lines, f"{TENSORS} says so of every tensor"]
 
 
-def _encodings(checkpoint: Checkpoint) -> dict[str, Encoding]:
-    names = [name for name, _ in checkpoint.spec.matrices()]
-    return {name: checkpoint.encodings.get(name) or checkpoint.matrix(name).encoding for name in names}
-
-
 def _manifest(checkpoint: Checkpoint, folder: Path, context_length: int, kv_cache: KvCacheType) -> Manifest:
-    spec = checkpoint.spec
-    attention = spec.layers[0].attention
-    stored_bytes = (folder / MODEL).stat().st_size
-    return Manifest(
-        name=checkpoint.name,
-        architecture=spec.model_type,
-        target="cpu",
+    return manifest_of(
+        checkpoint,
+        [folder / MODEL],
         runtime="gguf",
+        tools=("gguf", "torch"),
         kernels="builtin",
-        artefact=MODEL,
         context_length=context_length,
-        vocab_size=spec.vocab_size,
-        eos_token_ids=checkpoint.eos_token_ids,
-        bos_token_id=checkpoint.bos_token_id,
-        kv_cache=KvCache(len(spec.layers), attention.num_kv_heads, attention.head_dim, kv_cache),
-        source=checkpoint.origin,
-        source_sha256=checkpoint.sha256,
-        recipe=checkpoint.recipe or {},
-        encodings={
-            name: checkpoint.encodings.get(name) or checkpoint.matrix(name).encoding for name, _ in spec.matrices()
-        },
+        kv_cache=kv_cache_of(checkpoint.spec, kv_cache),
+        encodings={name: checkpoint.matrix_encoding(name) for name, _ in checkpoint.spec.matrices()},
         layer_of_node={},
-        stored_bytes=stored_bytes,
-        bits_per_weight=8 * stored_bytes / checkpoint.parameters,
-        gates=None,
-        tool_versions={"edge": __version__} | {name: version(name) for name in ("gguf", "torch")},
     )

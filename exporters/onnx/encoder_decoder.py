@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch import nn
 from torch.export import Dim
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
-from edge import __version__
 from edge.core.bundle import Manifest
 from edge.core.errors import UsageError
 from edge.core.target import Kernels, KvCacheType
@@ -55,9 +53,9 @@ def write(
     layers = save({ENCODER: _encoder(model, shapes), MODEL: _decoder(model, shapes)}, folder)
     checkpoint.save_tokenizer(folder)
     checkpoint.config.save_pretrained(folder)
-    stored_bytes = sum((folder / name).stat().st_size for name in (ENCODER, MODEL, DATA))
-    versions = {"edge": __version__} | {name: version(name) for name in ("onnx-ir", "onnxruntime", "torch")}
-    return steps.manifest(checkpoint, shapes, kernels, "onnx", MODEL, layers, stored_bytes, versions)
+    files = [folder / name for name in (MODEL, ENCODER, DATA)]
+    tools = ("onnx-ir", "onnxruntime", "torch")
+    return steps.manifest(checkpoint, files, shapes, kernels=kernels, runtime="onnx", tools=tools, layer_of_node=layers)
 
 
 def codes_equal(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> bool:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from edge import __version__
-from edge.core.bundle import KvCache, Manifest
+from edge.core.bundle import Manifest
 from edge.core.errors import UsageError
 from edge.core.target import Kernels, KvCacheType
 from edge.exporters._fusion import is_fused
+from edge.exporters._manifest import kv_cache_of, manifest_of
 from edge.exporters.onnx.builder import DATA, MODEL, GraphBuilder
 from edge.exporters.onnx.decoder import DecoderGraph, check_attention
 from edge.exporters.onnx.fused import FusedDecoderGraph
@@ -75,28 +74,14 @@ def _refuse(checkpoint: Checkpoint, kernels: Kernels, context_length: int) -> No
 
 def _manifest(decoder: DecoderGraph, folder: Path) -> Manifest:
     checkpoint = decoder.checkpoint
-    spec = checkpoint.spec
-    attention = spec.layers[0].attention
-    stored_bytes = sum((folder / name).stat().st_size for name in (MODEL, DATA))
-    return Manifest(
-        name=checkpoint.name,
-        architecture=spec.model_type,
-        target="cpu",
+    return manifest_of(
+        checkpoint,
+        [folder / MODEL, folder / DATA],
         runtime="onnx",
+        tools=("onnx-ir", "onnxruntime", "torch"),
         kernels=decoder.kernels,
-        artefact=MODEL,
         context_length=decoder.context_length,
-        vocab_size=spec.vocab_size,
-        eos_token_ids=checkpoint.eos_token_ids,
-        bos_token_id=checkpoint.bos_token_id,
-        kv_cache=KvCache(len(spec.layers), attention.num_kv_heads, attention.head_dim, decoder.kv_cache),
-        source=checkpoint.origin,
-        source_sha256=checkpoint.sha256,
-        recipe=checkpoint.recipe or {},
+        kv_cache=kv_cache_of(checkpoint.spec, decoder.kv_cache),
         encodings=decoder.encodings,
         layer_of_node=decoder.graph.layer_of_node,
-        stored_bytes=stored_bytes,
-        bits_per_weight=8 * stored_bytes / checkpoint.parameters,
-        gates=None,
-        tool_versions={"edge": __version__} | {name: version(name) for name in ("onnx-ir", "onnxruntime", "torch")},
     )

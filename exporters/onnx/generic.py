@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from edge import __version__
 from edge.core.bundle import Input, Manifest
 from edge.core.errors import EdgeError, UsageError
 from edge.core.target import Kernels, KvCacheType
 from edge.core.weight import Dense, Encoding
+from edge.exporters._manifest import manifest_of
 from edge.exporters._samples import OUTPUT, write_samples
 from edge.exporters._trace import inputs_of, trace
 from edge.exporters.onnx.builder import DATA, MODEL, GraphBuilder
@@ -159,29 +158,15 @@ class _Rewriter:
 
 def _manifest(rewriter: _Rewriter, folder: Path, inputs: dict[str, Input], context_length: int) -> Manifest:
     checkpoint, graph = rewriter.checkpoint, rewriter.graph
-    spec = checkpoint.spec
-    stored_bytes = sum((folder / name).stat().st_size for name in (MODEL, DATA))
-    matrices = {name for name, _ in spec.matrices()}
-    return Manifest(
-        name=checkpoint.name,
-        architecture=spec.model_type,
-        task=spec.task,
-        target="cpu",
+    matrices = {name for name, _ in checkpoint.spec.matrices()}
+    return manifest_of(
+        checkpoint,
+        [folder / MODEL, folder / DATA],
         runtime="onnx",
+        tools=("onnx-ir", "onnxruntime", "torch"),
         kernels=rewriter.kernels,
-        artefact=MODEL,
         context_length=context_length,
-        vocab_size=spec.vocab_size,
-        eos_token_ids=checkpoint.eos_token_ids,
-        bos_token_id=checkpoint.bos_token_id,
         inputs=inputs,
-        source=checkpoint.origin,
-        source_sha256=checkpoint.sha256,
-        recipe=checkpoint.recipe or {},
         encodings={name: encoding for name, encoding in rewriter.encodings.items() if name in matrices},
         layer_of_node=graph.layer_of_node,
-        stored_bytes=stored_bytes,
-        bits_per_weight=8 * stored_bytes / checkpoint.parameters,
-        gates=None,
-        tool_versions={"edge": __version__} | {name: version(name) for name in ("onnx-ir", "onnxruntime", "torch")},
     )
