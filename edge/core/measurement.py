@@ -67,7 +67,10 @@ class Phase(msgspec.Struct, frozen=True, array_like=True):
 class Repetition(msgspec.Struct, frozen=True):
     """One measured conversation: a prefill of `prompt_tokens`, then `decode_ns` for each further token.
 
-    encode_ns: how much of the prefill an encoder-decoder's encoder took.
+    encode_ns: how much of the prefill an encoder-decoder's encoder took. start_ns: since the start of the run. turn:
+    which turn of a conversation of several this is, on the context of those before. throttled: a cap of the clock fell
+    or the thermal status rose meanwhile, so that it was repeated and is in no statistic, but for a sustained run's.
+    temperature_c: of the hottest zone, when it began; None where nobody tells.
     """
 
     prompt_tokens: int
@@ -76,20 +79,66 @@ class Repetition(msgspec.Struct, frozen=True):
     cpu_ns: int
     frequency_khz: list[int]
     encode_ns: int = 0
+    start_ns: int = 0
+    turn: int = 0
+    throttled: bool = False
+    temperature_c: float | None = None
+
+
+Mode = Literal["repetitions", "sustained", "conversation"]
 
 
 class Protocol(msgspec.Struct, frozen=True):
-    """How it was measured."""
+    """How it was measured. cores: those that it was kept on, empty for all."""
 
     prompt_tokens: int
     generated_tokens: int
     warm_ups: int
     repetitions: int
     threads: int
+    mode: Mode = "repetitions"
+    cores: list[int] = []
+    turns: list[tuple[int, int]] = []
+    min_seconds: float = 0.0
+    cool_down_s: float = 0.0
+    start_below_c: float | None = None
+
+
+class Track(msgspec.Struct, frozen=True):
+    """Something watched over a run: values at times since its start.
+
+    name: `temperature/cpu-thermal`, `frequency/cpu0`, `cap/cpu0`, `power/VDD_IN`, `memory/resident`, `battery/level`.
+    """
+
+    name: str
+    unit: Literal["C", "kHz", "uW", "uJ", "B", "percent", "count"]
+    time_ns: list[int]
+    values: list[float]
+
+
+class Parity(msgspec.Struct, frozen=True):
+    """What was held against the bundle's samples on the device before anything was timed."""
+
+    kl_divergence: float
+    kl_divergence_limit: float
+    top1_equal: bool
+
+
+class SamplerCost(msgspec.Struct, frozen=True):
+    """What watching cost: the sampler's own CPU time as a share of one core."""
+
+    rate_hz: float
+    cpu_share: float
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
-    """One profile of one bundle on one device."""
+    """One profile of one bundle on one device.
+
+    engine: `python` for a session of the runtime in a Python process, `runner` for the native one, `imported` for
+    another tool's result; engine_note says why where it isn't the one asked for. state: of the device, such as screen,
+    charging, airplane mode, as it was (`screen`) and as it was set (`screen set`). emulated: no time in it means
+    anything. problem: why the run failed; then it may have no repetitions.
+    """
 
     schema: int = SCHEMA
     bundle: str
@@ -109,6 +158,15 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     memory: list[MemorySample]
     phases: list[Phase]
     energy: Energy
+    engine: Literal["python", "runner", "imported"] = "python"
+    engine_note: str = ""
+    emulated: bool = False
+    state: dict[str, str] = {}
+    parity: Parity | None = None
+    tracks: list[Track] = []
+    sampler: SamplerCost | None = None
+    measured_at: str = ""
+    problem: str = ""
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,5 +43,6 @@ class Family:
 
 METHODS = Family("method", "edge.compress.methods")
 RUNTIMES = Family("runtime", "edge.runtimes")
+TRANSPORTS = Family("transport", "edge.runtimes.transports")
 TARGETS = Family("target", "edge.exporters")
 ARCHITECTURES = Family("architecture", "edge.models.architectures")

@@ -21,7 +21,13 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where to run: `cpu` is this machine. `problem` says why it can't be used, empty when it can."""
+    """Where to run: `cpu` is this machine, `adb:SERIAL` a phone, `ssh:[USER@]HOST[:PORT]` a board.
+
+    `problem` says why it can't be used, empty when it can. platform: what is built for it, such as `android-arm64`,
+    `linux-arm64`, `linux-x86_64`; empty where that isn't known. emulated: its processor is software (QEMU, an Android
+    emulator), so times and joules from it mean nothing. battery_percent, free_bytes (where edge would write): None
+    where nobody tells.
+    """
 
     name: str
     transport: str
@@ -29,3 +35,9 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cores: int
     memory_bytes: int
     problem: str = ""
+    platform: str = ""
+    soc: str = ""
+    os: str = ""
+    battery_percent: int | None = None
+    free_bytes: int | None = None
+    emulated: bool = False
