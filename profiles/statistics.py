@@ -40,6 +40,16 @@ def decodes(measurement: Measurement) -> bool:
     return measurement.protocol.generated_tokens > 0
 
 
+def counted(measurement: Measurement) -> list[Repetition]:
+    """The repetitions that statistics are made of: not the throttled ones, but for a sustained run's.
+
+    All of them where every one was throttled: such a device has no other speed, and the report says so.
+    """
+    if measurement.protocol.mode == "sustained":
+        return measurement.repetitions
+    return [r for r in counted(measurement) if not r.throttled] or measurement.repetitions
+
+
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Median of the ratios round by round, of things that took turns: load that comes and goes moves both."""
     return summarize([a / b for a, b in zip(ours, theirs, strict=True)]).median
@@ -47,12 +57,12 @@ def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 def prefill_tokens_per_s(measurement: Measurement) -> Summary:
     """Prompt tokens per second, one sample per repetition."""
-    return summarize([r.prompt_tokens / (r.prefill_ns / 1e9) for r in measurement.repetitions])
+    return summarize([r.prompt_tokens / (r.prefill_ns / 1e9) for r in counted(measurement)])
 
 
 def decode_tokens_per_s(measurement: Measurement) -> Summary:
     """Tokens per second while decoding, one sample per repetition: single tokens are in `decode_ms`."""
-    return summarize([decode_rate(r) for r in measurement.repetitions if r.decode_ns])
+    return summarize([decode_rate(r) for r in counted(measurement) if r.decode_ns])
 
 
 def decode_rate(repetition: Repetition) -> float:
@@ -67,14 +77,14 @@ def rate(repetition: Repetition) -> float:
 
 def ttft_ms(measurement: Measurement) -> Summary:
     """Milliseconds from the prompt to the first token, which was picked: `prefill_ns` runs until then."""
-    return summarize([r.prefill_ns / 1e6 for r in measurement.repetitions])
+    return summarize([r.prefill_ns / 1e6 for r in counted(measurement)])
 
 
 def encode_ms(measurement: Measurement) -> Summary:
     """Milliseconds that the encoder took, a part of the time to the first token."""
-    return summarize([r.encode_ns / 1e6 for r in measurement.repetitions])
+    return summarize([r.encode_ns / 1e6 for r in counted(measurement)])
 
 
 def decode_ms(measurement: Measurement) -> Summary:
     """Milliseconds per decoded token, one sample per token."""
-    return summarize([ns / 1e6 for r in measurement.repetitions for ns in r.decode_ns])
+    return summarize([ns / 1e6 for r in counted(measurement) for ns in r.decode_ns])
