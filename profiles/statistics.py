@@ -47,7 +47,7 @@ def counted(measurement: Measurement) -> list[Repetition]:
     """
     if measurement.protocol.mode == "sustained":
         return measurement.repetitions
-    return [r for r in counted(measurement) if not r.throttled] or measurement.repetitions
+    return [r for r in measurement.repetitions if not r.throttled] or measurement.repetitions
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
