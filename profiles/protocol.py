@@ -18,51 +18,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from edge.core.bundle import Bundle
 from edge.core.console import Ticker, info, progress
-from edge.core.errors import UsageError
 from edge.core.measurement import Energy, Measurement, Protocol, Repetition
 from edge.core.session import OperatorTime, Session, SessionOptions
+from edge.profiles.assemble import identity
 from edge.profiles.energy_meter import EnergyMeter
 from edge.profiles.fingerprint import fingerprint
+from edge.profiles.plan import CALLS, CV_GATE, EXTENSION, Plan, check_room, turn_prompts
 from edge.profiles.statistics import rate, summarize
 from edge.runtimes.probes.clock import frequencies_khz
 from edge.runtimes.probes.memory import MemoryTimeline
 
-CV_GATE = 0.10
-EXTENSION = 4
-CALLS = 10
 OpenSession = Callable[[SessionOptions], Session]
-
-
-class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What to run. threads 0 lets the engine choose; seed draws the prompt's tokens.
-
-    calls: of a model that runs in one call; generated_tokens is 0, and for an image prompt_tokens too.
-    meter_csv: the file that an external power meter is writing meanwhile.
-    """
-
-    prompt_tokens: int = 128
-    generated_tokens: int = 64
-    repetitions: int = 5
-    warm_ups: int = 3
-    threads: int = 0
-    min_seconds: float = 3.0
-    seed: int = 0
-    calls: bool = False
-    meter_csv: str = ""
-
-    def __post_init__(self) -> None:
-        least = {"prompt_tokens": 1, "generated_tokens": 2, "repetitions": 1, "warm_ups": 0, "threads": 0}
-        if self.calls:
-            least |= {"prompt_tokens": 0, "generated_tokens": 0}
-        for name, lowest in least.items():
-            if getattr(self, name) < lowest:
-                message = f"{name} is {getattr(self, name)}"
-                raise UsageError("profile.range", message, f"use {lowest} or more")
 
 
 def profile(bundle: Bundle, **options: Any) -> Measurement:
@@ -83,14 +53,6 @@ def profile(bundle: Bundle, **options: Any) -> Measurement:
     return run_apart(bundle, plan)
 
 
-def check_room(plan: Plan, context_length: int) -> None:
-    """Raise unless the conversation fits."""
-    needed = plan.prompt_tokens + plan.generated_tokens
-    if needed > context_length:
-        message = f"{needed} tokens don't fit in a context of {context_length}"
-        raise UsageError("profile.context", message, "profile fewer tokens, or export with a longer --context")
-
-
 def measure(bundle: Bundle, open_session: OpenSession, plan: Plan, meter: EnergyMeter | None = None) -> Measurement:
     """Run the protocol in this process, with sessions from `open_session`."""
     check_room(plan, bundle.manifest.context_length)
@@ -106,7 +68,7 @@ def measure(bundle: Bundle, open_session: OpenSession, plan: Plan, meter: Energy
         finally:
             session.close()
     return Measurement(
-        **_identity(bundle),
+        **identity(bundle),
         device=fingerprint(),
         protocol=Protocol(plan.prompt_tokens, plan.generated_tokens, plan.warm_ups, len(repetitions), plan.threads),
         load_ns=load_ns,
@@ -119,24 +81,10 @@ def measure(bundle: Bundle, open_session: OpenSession, plan: Plan, meter: Energy
     )
 
 
-def _identity(bundle: Bundle) -> dict[str, Any]:
-    manifest = bundle.manifest
-    return {
-        "bundle": str(bundle.path),
-        "bundle_sha256": bundle.hash,
-        "name": manifest.name,
-        "kernels": manifest.kernels,
-        "runtime": manifest.runtime,
-        "recipe": manifest.recipe.get("name", "float32"),
-        "stored_bytes": manifest.stored_bytes,
-        "bits_per_weight": manifest.bits_per_weight,
-    }
-
-
 def _repeat(
     session: Session, plan: Plan, timeline: MemoryTimeline, meter: EnergyMeter, name: str
 ) -> tuple[list[Repetition], Energy]:
-    prompt = prompt_of(session.vocab_size, plan)
+    prompt = turn_prompts(session.vocab_size, plan)[0]
     with progress(f"profile {name}", plan.warm_ups + plan.repetitions) as tick:
         with timeline.phase("warm-up"):
             for _ in range(plan.warm_ups):
@@ -197,11 +145,6 @@ def converse(
     return Repetition(len(prompt), prefill_ns, decode_ns, time.process_time_ns() - cpu, frequencies_khz(), encode_ns)
 
 
-def prompt_of(vocab_size: int, plan: Plan) -> list[int]:
-    """The same pseudo-random tokens for the same seed and vocabulary: dense models take as long for any."""
-    return np.random.default_rng(plan.seed).integers(0, vocab_size, plan.prompt_tokens).tolist()
-
-
 def _operators(open_session: OpenSession, plan: Plan) -> list[OperatorTime]:
     """Rows over single-token steps alone, or over calls.
 
@@ -211,7 +154,7 @@ def _operators(open_session: OpenSession, plan: Plan) -> list[OperatorTime]:
         options = SessionOptions(threads=plan.threads, profile_path=str(Path(folder) / "trace"))
         session = open_session(options)
         try:
-            prompt = prompt_of(session.vocab_size, plan)
+            prompt = turn_prompts(session.vocab_size, plan)[0]
             if plan.calls:
                 for _ in range(CALLS):
                     session.prefill(prompt)

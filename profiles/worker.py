@@ -17,7 +17,8 @@ from edge.core.files import SCHEMA, read_json, write_json
 from edge.core.measurement import Measurement
 from edge.core.plugins import RUNTIMES
 from edge.profiles.answering import measurable
-from edge.profiles.protocol import Plan, measure
+from edge.profiles.plan import Plan
+from edge.profiles.protocol import measure
 
 
 class Request(msgspec.Struct, frozen=True):

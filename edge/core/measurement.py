@@ -117,11 +117,16 @@ class Track(msgspec.Struct, frozen=True):
 
 
 class Parity(msgspec.Struct, frozen=True):
-    """What was held against the bundle's samples on the device before anything was timed."""
+    """What was held against the bundle's samples on the device before anything was timed.
 
-    kl_divergence: float
-    kl_divergence_limit: float
+    Models that run in one call are held by the relative error of their output, others by KL divergence in nats.
+    """
+
+    kl_divergence: float | None
+    kl_divergence_limit: float | None
     top1_equal: bool
+    relative_error: float | None = None
+    relative_error_limit: float | None = None
 
 
 class SamplerCost(msgspec.Struct, frozen=True):

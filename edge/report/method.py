@@ -7,7 +7,7 @@ from typing import Any
 
 from edge.core.bundle import Gates
 from edge.core.measurement import Agreement, Evaluation, Measurement
-from edge.profiles.protocol import CV_GATE
+from edge.profiles.plan import CV_GATE
 from edge.profiles.statistics import Summary, decode_tokens_per_s, decodes, ttft_ms
 from edge.report.results import Row, gates_of
 from edge.report.table import megabytes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edge.core.measurement import Agreement, Energy, EnergyWindow, Evaluation, Measurement
 from edge.profiles import statistics
-from edge.profiles.protocol import CV_GATE
+from edge.profiles.plan import CV_GATE
 from edge.profiles.statistics import Summary
 from edge.report.results import Row
 

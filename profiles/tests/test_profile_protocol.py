@@ -4,86 +4,27 @@ import itertools
 import os
 import sys
 import textwrap
-import time
 
 import numpy as np
 import pytest
 
-from edge.core.bundle import KvCache, Manifest, open_bundle, seal
 from edge.core.errors import EdgeError, UsageError
 from edge.core.files import read_json, write_json
 from edge.core.measurement import Measurement
-from edge.core.session import OperatorTime, SessionOptions
+from edge.core.session import OperatorTime
 from edge.profiles import protocol
 from edge.profiles.energy_meter import EnergyMeter
-from edge.profiles.protocol import CV_GATE, Plan, measure, profile, prompt_of
+from edge.profiles.plan import CV_GATE, Plan, turn_prompts
+from edge.profiles.protocol import measure, profile
 from edge.profiles.statistics import decode_tokens_per_s
+from edge.profiles.tests.bigram import Bigram, make_bundle
 
 PLAN = Plan(prompt_tokens=6, generated_tokens=4, repetitions=5, min_seconds=0)
-
-
-class Bigram:
-    """log p(next | last) from counts; `naps` are seconds that each decode step takes beside that."""
-
-    vocab_size = 20
-    context_length = 64
-
-    def __init__(self, options=None, naps=(0.0,)):
-        self.options, self.naps = options or SessionOptions(), itertools.cycle(naps)
-        counts = np.random.default_rng(0).integers(1, 50, (20, 20)).astype(np.float32)
-        self.table = np.log(counts / counts.sum(axis=1, keepdims=True))
-        self.calls, self.closed = [], False
-
-    def prefill(self, tokens, *, all_logits=False):
-        self.calls.append(("prefill", tuple(tokens)))
-        logits = self.table[list(tokens)]
-        return logits if all_logits else logits[-1:]
-
-    def decode(self, token):
-        self.calls.append(("decode", token))
-        time.sleep(next(self.naps))
-        return self.table[[token]]
-
-    def end_profile(self):
-        assert self.options.profile_path
-        return [OperatorTime("n", "Gather", "embed", len(self.calls), 1000)]
-
-    def close(self):
-        self.closed = True
 
 
 @pytest.fixture
 def bundle(tmp_path):
     return make_bundle(tmp_path / "bundle")
-
-
-def make_bundle(folder, runtime="bigram"):
-    folder.mkdir()
-    (folder / "model.bin").write_bytes(b"weights")
-    manifest = Manifest(
-        name="bigram",
-        architecture="bigram",
-        target="cpu",
-        runtime=runtime,
-        kernels="edge",
-        artefact="model.bin",
-        context_length=64,
-        vocab_size=20,
-        eos_token_ids=[0],
-        bos_token_id=None,
-        kv_cache=KvCache(1, 1, 1),
-        source="nowhere",
-        source_sha256="0",
-        recipe={"name": "int4"},
-        encodings={},
-        layer_of_node={},
-        stored_bytes=7,
-        bits_per_weight=4.5,
-        gates=None,
-        tool_versions={},
-    )
-    seal(folder, manifest)
-    return open_bundle(folder)
 
 
 def run(bundle, plan=PLAN, naps=(0.001,), **options):
@@ -100,7 +41,7 @@ def test_one_conversation_repeated(bundle):
     result, (timed, profiled) = run(bundle)
     prefills = [call for call in timed.calls if call[0] == "prefill"]
     assert len(prefills) == 3 + len(result.repetitions) and len(set(prefills)) == 1
-    assert prefills[0][1] == tuple(prompt_of(20, PLAN))
+    assert prefills[0][1] == tuple(turn_prompts(20, PLAN)[0])
     greedy = [int(timed.table[prefills[0][1][-1]].argmax())]
     for _ in range(2):
         greedy.append(int(timed.table[greedy[-1]].argmax()))
@@ -192,7 +133,7 @@ def test_a_conversation_longer_than_the_context(bundle):
 PLUGIN = """
     import sys
     sys.path.insert(0, {tests!r})
-    from test_profile_protocol import Bigram
+    from bigram import Bigram
 
     def versions():
         return {{}}

@@ -1,4 +1,4 @@
-"""Clock frequency of every core, as the operating system tells it."""
+"""Clock frequency of every core and its cap, as the operating system tells them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ def frequencies_khz(root: Path = ROOT) -> list[int]:
 
     A virtual machine mostly shows its host's nominal frequency.
     """
-    return _from_cpufreq(root) or _from_cpuinfo(root) or (_from_psutil() if root == ROOT else [])
+    return _from_cpufreq(root, "scaling_cur_freq") or _from_cpuinfo(root) or (_from_psutil() if root == ROOT else [])
+
+
+def caps_khz(root: Path = ROOT) -> list[int]:
+    """The highest kHz that each core may use now: what a throttled one has lowered. Empty without cpufreq."""
+    return _from_cpufreq(root, "scaling_max_freq")
 
 
 def governor(root: Path = ROOT) -> str | None:
@@ -26,8 +31,8 @@ def governor(root: Path = ROOT) -> str | None:
         return None
 
 
-def _from_cpufreq(root: Path) -> list[int]:
-    files = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
+def _from_cpufreq(root: Path, name: str) -> list[int]:
+    files = (root / "sys/devices/system/cpu").glob(f"cpu[0-9]*/cpufreq/{name}")
     try:
         return [int(file.read_text()) for file in sorted(files, key=_core)]
     except (OSError, ValueError):  # a core that goes offline, or a driver without a reading
