@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from edge.core.measurement import Energy, EnergyWindow
+from edge.core.measurement import Energy
+from edge.profiles.accounting import account, not_available
 from edge.profiles.boards import this_board
-from edge.profiles.energy import Idle, Window, idle_baseline, total, window_energy
+from edge.profiles.energy import Window
 from edge.runtimes.probes.power import battery, ina3221, nvml, rapl
 from edge.runtimes.probes.power import meter_csv as external
 from edge.runtimes.probes.power.series import PowerUnavailableError, Recorder, Series, Source, refreshed
@@ -106,29 +107,13 @@ class EnergyMeter:
     def energy(self) -> Energy:
         """What the stretches between the two idle ones used, prefill and decode apart, net of idle."""
         if not self.measures:
-            return Energy(source="not_available", reason=self.reason)
+            return not_available(self.reason)
         before, *windows, after = self._windows
         try:
             series, described = self._series(windows)
-            idle = idle_baseline(series, before, after)
-            whole = total([window_energy(series, span, idle) for span in merged(windows)], "all")
         except PowerUnavailableError as error:
-            return Energy(source="not_available", reason=str(error))
-        names = dict.fromkeys(window.name for window in windows)
-        phases = [phase_energy(series, [w for w in windows if w.name == name], idle) for name in names]
-        return Energy(
-            source=series.source,
-            reason="; ".join(filter(None, [described, series.accuracy.note])),
-            energy_uj=round(whole.gross.energy_uj),
-            idle_uw=round(idle.at(sum(idle.middle_ns) / 2)),
-            idle_spread_uw=round(abs(idle.power_uw[1] - idle.power_uw[0])),
-            duration_ns=round(1e9 * whole.seconds),
-            tokens=sum(w.tokens + (w.name == "decode") for w in windows if w.name != "prefill"),  # it made the first
-            uncertainty_uj=round(whole.gross.expanded_uj),
-            net_uj=round(whole.net.energy_uj),
-            net_uncertainty_uj=round(whole.net.expanded_uj),
-            windows=phases,
-        )
+            return not_available(str(error))
+        return account(series, described, before, windows, after)
 
     def _series(self, windows: Sequence[Window]) -> tuple[Series, str]:
         """What was read, and what to call it. An external meter's clock is tied to the load's begin and end."""
@@ -140,35 +125,3 @@ class EnergyMeter:
         alignment = external.align(read, [windows[0].start_ns, windows[-1].end_ns])
         doubt_ms = alignment.doubt_ns / 1e6
         return external.aligned(read, alignment), f"{self._file.name}, clock aligned within {doubt_ms:.1f} ms"
-
-
-def merged(windows: Sequence[Window]) -> list[Window]:
-    """Stretches that follow each other without a break as one."""
-    spans: list[Window] = []
-    for window in windows:
-        if spans and spans[-1].end_ns == window.start_ns:
-            spans[-1] = Window("all", spans[-1].start_ns, window.end_ns)
-        else:
-            spans.append(window)
-    return spans
-
-
-def phase_energy(series: Series, windows: Sequence[Window], idle: Idle) -> EnergyWindow:
-    """All stretches of one name; not available where one is too short for the source."""
-    name, tokens = windows[0].name, sum(w.tokens for w in windows)
-    duration_ns = sum(w.end_ns - w.start_ns for w in windows)
-    try:
-        energy = total([window_energy(series, window, idle) for window in windows], name)
-    except PowerUnavailableError as error:
-        return EnergyWindow(name, "not_available", tokens, duration_ns, reason=str(error))
-    return EnergyWindow(
-        name=name,
-        status=energy.net.status,
-        tokens=tokens,
-        duration_ns=duration_ns,
-        gross_uj=round(energy.gross.energy_uj),
-        gross_uncertainty_uj=round(energy.gross.expanded_uj),
-        net_uj=round(energy.net.energy_uj),
-        net_uncertainty_uj=round(energy.net.expanded_uj),
-        net_budget_uj={cause: round(u, 1) for cause, u in energy.net.budget_uj.items()},
-    )

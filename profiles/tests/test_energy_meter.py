@@ -7,8 +7,9 @@ import time
 import numpy as np
 import pytest
 
+from edge.profiles.accounting import merged, phase_energy
 from edge.profiles.energy import Window, idle_baseline
-from edge.profiles.energy_meter import EnergyMeter, find_source, merged, phase_energy
+from edge.profiles.energy_meter import EnergyMeter, find_source
 from edge.runtimes.probes.power import rapl
 from edge.runtimes.probes.power.series import Accuracy, Channel, Series, Source
 

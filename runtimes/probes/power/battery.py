@@ -11,10 +11,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from edge.runtimes.probes.power.series import Accuracy, Channel, PowerUnavailableError, Series, Source, series_of
+from edge.runtimes.probes.power.series import (
+    Accuracy,
+    Channel,
+    PowerUnavailableError,
+    Series,
+    Source,
+    of_files,
+    series_of,
+)
 
 ROOT = Path("/")
 SUPPLY = "sys/class/power_supply"
@@ -61,15 +70,19 @@ def open_source(root: Path = ROOT) -> Source:
         raise PowerUnavailableError(f"the battery's gauge is not readable: needs root ({error.filename})") from error
     except (OSError, ValueError) as error:
         raise PowerUnavailableError(f"the battery's gauge can't be read: {error}") from error
-    millivolts = 1000 if read_voltage > LARGEST_MV else 1
+    accuracy = Accuracy(gain=ASSUMED_GAIN, resolution=1000 * float(_millivolts(read_voltage)), note=NOTE)
+    channel = of_files(folder.name, "power", "gauge", [current, voltage], accuracy, value=_power_uw)
+    return Source("battery gauge", (channel,), (folder.name,))
 
-    def power_uw() -> float:
-        """With the unit by size alone, and without regard to the sign: the battery is discharging."""
-        amount = abs(_number(current))
-        return amount * (1 if amount > LARGEST_MA else 1000) * _number(voltage) / millivolts / 1000
 
-    accuracy = Accuracy(gain=ASSUMED_GAIN, resolution=1000 * read_voltage / millivolts, note=NOTE)
-    return Source("battery gauge", (Channel(folder.name, "power", "gauge", power_uw, accuracy),), (folder.name,))
+def _power_uw(numbers: Sequence[Any]) -> Any:
+    """With the unit by size alone, and without regard to the sign: the battery is discharging."""
+    amount = np.abs(numbers[0])
+    return amount * np.where(amount > LARGEST_MA, 1, 1000) * _millivolts(numbers[1]) / 1000
+
+
+def _millivolts(reading: Any) -> Any:
+    return reading / np.where(np.asarray(reading) > LARGEST_MV, 1000, 1)
 
 
 def calibrate(time_ns: Sequence[int], current: Sequence[float], *, discharging: bool = True) -> Calibration:
@@ -90,6 +103,12 @@ def calibrate(time_ns: Sequence[int], current: Sequence[float], *, discharging: 
     unit = 1 if np.abs(values).max() > LARGEST_MA else 1000
     refresh = int(np.percentile(gaps, 25))  # where a value happens to stay, a gap is several periods long
     return Calibration(unit, int(signs[0]) * (1 if discharging else -1), refresh)
+
+
+def series_of_readings(time_ns: Sequence[int], current: Sequence[float], voltage: Sequence[float]) -> Series:
+    """µW of raw readings taken while the battery fed the device; unit, sign and refresh period by `calibrate`."""
+    found = calibrate(time_ns, current)
+    return power_series(time_ns, current, _millivolts(np.asarray(voltage, np.float64)), found)
 
 
 def power_series(

@@ -7,11 +7,13 @@ shunt resistor. A part of the offset that stays is cancelled by the idle baselin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from edge.runtimes.probes.power.rails import NOT_CONNECTED, total_rails
-from edge.runtimes.probes.power.series import Accuracy, Channel, PowerUnavailableError, Source
+from edge.runtimes.probes.power.series import Accuracy, Channel, PowerUnavailableError, Source, of_files
 
 ROOT = Path("/")
 DEVICES = "sys/bus/i2c/devices"
@@ -47,15 +49,15 @@ def _hwmon(chip: Path) -> Iterable[Channel]:
         if (name := _rail(label)) and volts.exists() and current.exists():
             shunt = _number(chip / f"shunt{n}_resistor", USUAL_SHUNT_UOHM)
             delay = _number(chip / "update_interval", CONVERSION_MS) or CONVERSION_MS
-            yield _channel(name, _product(volts, current), float(volts.read_text()), shunt, delay)
+            yield _channel(name, [volts, current], float(volts.read_text()), shunt, delay)
 
 
 def _iio(chip: Path) -> Iterable[Channel]:
     for n in (0, 1, 2):
         if name := _rail(chip / f"rail_name_{n}"):
             volts, current, power = (chip / f"in_{what}{n}_input" for what in ("voltage", "current", "power"))
-            read = _product(volts, current) if current.exists() else _milliwatts(power)
-            yield _channel(name, read, float(volts.read_text()), USUAL_SHUNT_UOHM, CONVERSION_MS)
+            files, value = ([volts, current], math.prod) if current.exists() else ([power], _of_milliwatts)
+            yield _channel(name, files, float(volts.read_text()), USUAL_SHUNT_UOHM, CONVERSION_MS, value)
 
 
 def _rail(label: Path) -> str:
@@ -64,7 +66,14 @@ def _rail(label: Path) -> str:
     return "" if name == NOT_CONNECTED or name.startswith("sum of") else name
 
 
-def _channel(name: str, read: Callable[[], float], bus_mv: float, shunt_uohm: float, delay_ms: float) -> Channel:
+def _channel(
+    name: str,
+    files: Sequence[Path],
+    bus_mv: float,
+    shunt_uohm: float,
+    delay_ms: float,
+    value: Callable[[Sequence[Any]], Any] = math.prod,  # mV · mA = µW
+) -> Channel:
     step_ma = 1000 * SHUNT_STEP_UV / shunt_uohm
     accuracy = Accuracy(
         gain=GAIN,
@@ -73,16 +82,13 @@ def _channel(name: str, read: Callable[[], float], bus_mv: float, shunt_uohm: fl
         delay_ns=round(1e6 * delay_ms),
         note=NOTE,
     )
-    read()
-    return Channel(name, "power", "hardware_counter", read, accuracy)
+    channel = of_files(name, "power", "hardware_counter", files, accuracy, value=value)
+    channel.read()
+    return channel
 
 
-def _product(volts: Path, current: Path) -> Callable[[], float]:
-    return lambda: float(volts.read_text()) * float(current.read_text())  # mV · mA = µW
-
-
-def _milliwatts(power: Path) -> Callable[[], float]:
-    return lambda: 1000.0 * float(power.read_text())
+def _of_milliwatts(numbers: Sequence[Any]) -> Any:
+    return 1000 * numbers[0]
 
 
 def _number(file: Path, otherwise: float) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge.runtimes.probes.power.series import Accuracy, Channel, PowerUnavailableError, Source
+from edge.runtimes.probes.power.series import Accuracy, Channel, PowerUnavailableError, Source, of_files
 
 ROOT = Path("/")
 POWERCAP = "sys/class/powercap"
@@ -50,6 +50,5 @@ def _name(folder: Path, root: Path) -> str:
 
 
 def _channel(name: str, folder: Path) -> Channel:
-    counter = folder / "energy_uj"
     wraps_at = int((folder / "max_energy_range_uj").read_text()) + 1
-    return Channel(name, "energy", "hardware_counter", lambda: int(counter.read_text()), ACCURACY, wraps_at)
+    return of_files(name, "energy", "hardware_counter", [folder / "energy_uj"], ACCURACY, wraps_at)

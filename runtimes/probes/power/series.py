@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +66,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Channel:
-    """One quantity that can be read again and again. A counter starts over at `wraps_at`; None: it never does."""
+    """One quantity that can be read again and again. A counter starts over at `wraps_at`; None: it never does.
+
+    files and value: where what is read comes from, for those who read the files elsewhere: `value` makes the quantity
+    of their numbers, in this order; also of arrays of them. Empty where it comes from no file.
+    """
 
     name: str
     kind: Kind
@@ -72,6 +78,25 @@ class Channel:
     read: Callable[[], float]
     accuracy: Accuracy
     wraps_at: float | None = None
+    files: tuple[Path, ...] = ()
+    value: Callable[[Sequence[Any]], Any] = math.prod
+
+
+def of_files(
+    name: str,
+    kind: Kind,
+    source: SourceClass,
+    files: Sequence[Path],
+    accuracy: Accuracy,
+    wraps_at: float | None = None,
+    value: Callable[[Sequence[Any]], Any] = math.prod,
+) -> Channel:
+    """A channel of files with one number each, read anew every time; their product, unless `value` says else."""
+
+    def read() -> float:
+        return float(value([float(file.read_text()) for file in files]))
+
+    return Channel(name, kind, source, read, accuracy, wraps_at, tuple(files), value)
 
 
 @dataclass(frozen=True)
