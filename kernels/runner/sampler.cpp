@@ -9,15 +9,15 @@
 // is read in every so many-th tick, after the others, and rests for 500 times the CPU time that it took: smaps_rollup
 // of a large process takes milliseconds. Columns of one file that follow each other cost one read.
 //
-// Output, appended: `time_ns sweep_ns name..`, then `begin monotonic boottime realtime interval`, then per tick the
-// monotonic time, how long the reading took, and an integer per column or `-`. `suspended time ns` tells that the
+// Output, appended: `time_ns sweep_ns name..`, then `begin monotonic boottime realtime interval boot`, then per tick
+// the monotonic time, how long the reading took, and an integer per column or `-`. `suspended time ns` tells that the
 // machine slept. At last `end cpu_ns N wall_ns N ticks N late N lost N code N`: its own CPU time, ticks that came late
 // and lines that found no room. A full disk doesn't end anything: lines are lost until there is room again.
 #include "libc.h"
 
 namespace {
 
-constexpr int kMostColumns = 1024, kMostRead = 8192, kMostPath = 1024, kMostWidth = 21;
+constexpr int kMostColumns = 1024, kMostRead = 8192, kMostPath = 1024, kMostWidth = 21, kMostBoot = 40;
 constexpr int64_t kMillisecond = 1000000, kRestPerCost = 500, kSuspended = 100 * kMillisecond;
 constexpr int kUsage = 2, kCantRun = 127;
 
@@ -221,6 +221,14 @@ void read_columns(const char* path) {
   }
 }
 
+// What tells this boot of the machine from another: clocks of two can't be compared.
+void put_boot() {
+  const int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+  const ssize_t got = fd < 0 ? 0 : read(fd, text, kMostBoot);
+  for (ssize_t i = 0; i < got && (is_word(text[i]) || text[i] == '-'); ++i) put(text[i]);
+  if (fd >= 0) close(fd);
+}
+
 void begin_output(int64_t interval) {
   put("time_ns\tsweep_ns");
   for (int i = 0; i < column_count; ++i) put('\t'), put(columns[i].name);
@@ -229,6 +237,8 @@ void begin_output(int64_t interval) {
   const int clocks[] = {CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_REALTIME};
   for (int clock : clocks) put_field("", now_ns(clock));
   put_field("", interval);
+  put('\t');
+  put_boot();
   end_line();
 }
 
