@@ -26,7 +26,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cores: the run is kept on these, empty for all. turns: of a conversation, how many tokens each reads and makes;
     prompts: their tokens, where they aren't to be drawn. max_seconds: the end of a sustained run that doesn't settle.
     cool_down_s: rest before each repetition but the first. start_below_c: each waits until the hottest zone is below,
-    at most wait_s. idle_s: rest before and after, for the energy baseline, where something tells energy.
+    at most wait_s. idle_s: rest before and after, for the energy baseline, where something tells energy. sample_ms: how
+    often a device's sampler reads memory, clocks, temperatures and power.
     """
 
     prompt_tokens: int = 128
@@ -47,6 +48,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start_below_c: float | None = None
     wait_s: float = 300.0
     idle_s: float = 2.0
+    sample_ms: int = 100
     engine: Engine = "auto"
 
     def __post_init__(self) -> None:
@@ -54,7 +56,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.calls:
             least |= {"prompt_tokens": 0, "generated_tokens": 0}
         least |= dict.fromkeys(("warm_ups", "threads", "min_seconds", "cool_down_s", "wait_s", "idle_s"), 0)
-        least["max_seconds"] = 1
+        least |= {"max_seconds": 1, "sample_ms": 1}
         for name, lowest in least.items():
             if not getattr(self, name) >= lowest:  # also what is not a number
                 _refuse(name, getattr(self, name), f"use {lowest:g} or more")

@@ -55,14 +55,11 @@ class ExecutorchEncoderDecoderSession:
 
     def prefill(self, tokens: Sequence[int], *, all_logits: bool = False) -> Logits:
         """Logits [1, vocab] of the last token, or [len(tokens), vocab]. Starts the answer anew."""
-        check_encoded(bool(self._cross))
-        advance(self, 0, tokens)
-        ids = np.array(tokens, np.int64)
-        logits = np.empty((len(tokens), self.vocab_size), np.float32)
-        for start in range(0, len(tokens), self._most_tokens):
-            end = min(start + self._most_tokens, len(tokens))
-            logits[start:end] = self._run(ids[start:end], end)
-        return logits if all_logits else logits[-1:]
+        return self._read(0, tokens, all_logits)
+
+    def extend(self, tokens: Sequence[int], *, all_logits: bool = False) -> Logits:
+        """As `prefill`, after what was answered before."""
+        return self._read(self._position, tokens, all_logits)
 
     def decode(self, token: int) -> Logits:
         """Logits [1, vocab] after one more token."""
@@ -86,6 +83,16 @@ class ExecutorchEncoderDecoderSession:
 
     def __del__(self) -> None:
         self._sessions.discard(id(self))
+
+    def _read(self, seen: int, tokens: Sequence[int], all_logits: bool) -> Logits:
+        check_encoded(bool(self._cross))
+        advance(self, seen, tokens)
+        ids = np.array(tokens, np.int64)
+        logits = np.empty((len(tokens), self.vocab_size), np.float32)
+        for start in range(0, len(tokens), self._most_tokens):
+            end = min(start + self._most_tokens, len(tokens))
+            logits[start:end] = self._run(ids[start:end], seen + end)
+        return logits if all_logits else logits[-1:]
 
     def _order(self) -> list[str]:
         return sorted(self._manifest.inputs, key=lambda name: name == "attention_mask")

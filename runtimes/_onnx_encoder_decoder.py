@@ -51,12 +51,11 @@ class OnnxEncoderDecoderSession:
 
     def prefill(self, tokens: Sequence[int], *, all_logits: bool = False) -> Logits:
         """Logits [1, vocab] of the last token, or [len(tokens), vocab]. Starts the answer anew."""
-        check_encoded(bool(self._cross))
-        end = advance(self, 0, tokens)
-        ids = np.array([tokens], np.int64)  # a binding doesn't hold on to arrays: this one has to outlive it
-        logits = np.empty((1, len(tokens), self.vocab_size), np.float32)
-        self._run(self._bind(ids, logits), end)
-        return logits[0] if all_logits else logits[0, -1:]
+        return self._read(0, tokens, all_logits)
+
+    def extend(self, tokens: Sequence[int], *, all_logits: bool = False) -> Logits:
+        """As `prefill`, after what was answered before."""
+        return self._read(self._position, tokens, all_logits)
 
     def decode(self, token: int) -> Logits:
         """Logits [1, vocab] after one more token."""
@@ -78,6 +77,14 @@ class OnnxEncoderDecoderSession:
         """Give the memory back. The session can't be used afterwards."""
         self._step = self._encoder = self._decoder = None
         self._caches, self._cross = {}, {}
+
+    def _read(self, seen: int, tokens: Sequence[int], all_logits: bool) -> Logits:
+        check_encoded(bool(self._cross))
+        end = advance(self, seen, tokens)
+        ids = np.array([tokens], np.int64)  # a binding doesn't hold on to arrays: this one has to outlive it
+        logits = np.empty((1, len(tokens), self.vocab_size), np.float32)
+        self._run(self._bind(ids, logits), end)
+        return logits[0] if all_logits else logits[0, -1:]
 
     def _run(self, binding: Any, end: int) -> None:
         self._total_length[0] = end

@@ -39,6 +39,11 @@ class TorchEncoderDecoderSession:
         logits = self._forward(tokens)
         return logits if all_logits else logits[-1:]
 
+    def extend(self, tokens: Sequence[int], *, all_logits: bool = False) -> Logits:
+        """As `prefill`, after what was answered before."""
+        logits = self._forward(tokens)
+        return logits if all_logits else logits[-1:]
+
     def decode(self, token: int) -> Logits:
         """Logits [1, vocab] after one more token."""
         return self._forward([token])

@@ -75,15 +75,11 @@ class ExecutorchSession:
 
     def prefill(self, tokens: Sequence[int], *, all_logits: bool = False) -> Logits:
         """Logits [1, vocab] of the last token, or [len(tokens), vocab]. Starts anew."""
-        advance(self, 0, tokens)
-        ids = np.array(tokens, np.int64)
-        logits = np.empty((len(tokens) if all_logits else 1, self.vocab_size), np.float32)
-        piece = self._most_rows if all_logits else self._most_tokens
-        for start in range(0, len(tokens), piece):
-            end = min(start + piece, len(tokens))
-            rows = np.arange(0 if all_logits else end - start - 1, end - start)
-            logits[slice(start, end) if all_logits else slice(None)] = self._run(ids[start:end], rows, end)
-        return logits
+        return self._read(0, tokens, all_logits)
+
+    def extend(self, tokens: Sequence[int], *, all_logits: bool = False) -> Logits:
+        """As `prefill`, after what was seen before."""
+        return self._read(self._position, tokens, all_logits)
 
     def decode(self, token: int) -> Logits:
         """Logits [1, vocab] after one more token."""
@@ -105,6 +101,18 @@ class ExecutorchSession:
 
     def __del__(self) -> None:
         _sessions.discard(id(self))
+
+    def _read(self, seen: int, tokens: Sequence[int], all_logits: bool) -> Logits:
+        """Logits [1, vocab] or [len(tokens), vocab] of tokens that follow the first `seen` ones in the caches."""
+        advance(self, seen, tokens)
+        ids = np.array(tokens, np.int64)
+        logits = np.empty((len(tokens) if all_logits else 1, self.vocab_size), np.float32)
+        piece = self._most_rows if all_logits else self._most_tokens
+        for start in range(0, len(tokens), piece):
+            end = min(start + piece, len(tokens))
+            rows = np.arange(0 if all_logits else end - start - 1, end - start)
+            logits[slice(start, end) if all_logits else slice(None)] = self._run(ids[start:end], rows, seen + end)
+        return logits
 
     def _run(self, ids: NDArray[np.int64], rows: NDArray[np.int64], end: int) -> Logits:
         """Logits [len(rows), vocab] in the program's own memory: the next call overwrites them."""

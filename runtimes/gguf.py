@@ -61,9 +61,12 @@ class LlamaCppSession:
         advance(self, 0, tokens)
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
         self._position = 0
-        pieces = [tokens[start : start + BATCH] for start in range(0, len(tokens), BATCH)]
-        logits = [self._run(piece, len(piece) if all_logits else int(piece is pieces[-1])) for piece in pieces]
-        return np.concatenate(logits)
+        return self._read(tokens, all_logits)
+
+    def extend(self, tokens: Sequence[int], *, all_logits: bool = False) -> Logits:
+        """As `prefill`, after what was seen before."""
+        advance(self, self._position, tokens)
+        return self._read(tokens, all_logits)
 
     def decode(self, token: int) -> Logits:
         """Logits [1, vocab] after one more token."""
@@ -89,6 +92,11 @@ class LlamaCppSession:
             self._api.llama_free(self._context)
             self._api.llama_model_free(self._model)
         self._model = self._context = None
+
+    def _read(self, tokens: Sequence[int], all_logits: bool) -> Logits:
+        pieces = [tokens[start : start + BATCH] for start in range(0, len(tokens), BATCH)]
+        logits = [self._run(piece, len(piece) if all_logits else int(piece is pieces[-1])) for piece in pieces]
+        return np.concatenate(logits)
 
     def _run(self, tokens: Sequence[int], rows: int) -> Logits:
         """Run at most `BATCH` tokens; logits [rows, vocab] of the last of them."""

@@ -98,13 +98,11 @@ class OnnxSession:
 
     def prefill(self, tokens: Sequence[int], *, all_logits: bool = False) -> Logits:
         """Logits [1, vocab] of the last token, or [len(tokens), vocab]. Starts anew."""
-        advance(self, 0, tokens)
-        ids = np.array(tokens, np.int64)[None]
-        logits = np.empty((1, len(tokens) if all_logits else 1, self.vocab_size), np.float32)
-        for start in range(0, len(tokens), PREFILL_CHUNK):
-            end = min(start + PREFILL_CHUNK, len(tokens))
-            self._run(self._bind(ids[:, start:end], logits[:, start:end] if all_logits else logits), end)
-        return logits[0]
+        return self._read(0, tokens, all_logits)
+
+    def extend(self, tokens: Sequence[int], *, all_logits: bool = False) -> Logits:
+        """As `prefill`, after what was seen before."""
+        return self._read(self._position, tokens, all_logits)
 
     def decode(self, token: int) -> Logits:
         """Logits [1, vocab] after one more token."""
@@ -125,6 +123,16 @@ class OnnxSession:
         """Give the memory back. The session can't be used afterwards."""
         self._step = self._engine = None
         self._caches = {}
+
+    def _read(self, seen: int, tokens: Sequence[int], all_logits: bool) -> Logits:
+        """Logits [1, vocab] or [len(tokens), vocab] of tokens that follow the first `seen` ones in the caches."""
+        advance(self, seen, tokens)
+        ids = np.array(tokens, np.int64)[None]
+        logits = np.empty((1, len(tokens) if all_logits else 1, self.vocab_size), np.float32)
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            end = min(start + PREFILL_CHUNK, len(tokens))
+            self._run(self._bind(ids[:, start:end], logits[:, start:end] if all_logits else logits), seen + end)
+        return logits[0]
 
     def _run(self, binding: onnxruntime.IOBinding, end: int) -> None:
         self._seqlens_k[0] = end - 1

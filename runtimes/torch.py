@@ -62,6 +62,10 @@ class TorchSession:
         self._cache, self._position = None, 0
         return self._forward(tokens, 0 if all_logits else 1)
 
+    def extend(self, tokens: Sequence[int], *, all_logits: bool = False) -> Logits:
+        """As `prefill`, after what was seen before."""
+        return self._forward(tokens, 0 if all_logits else 1)
+
     def decode(self, token: int) -> Logits:
         """Logits [1, vocab] after one more token."""
         return self._forward([token], 1)

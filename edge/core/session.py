@@ -36,13 +36,16 @@ class OperatorTime(msgspec.Struct, frozen=True):
 
 
 class Session(Protocol):
-    """One sequence at a time. `prefill` starts anew; `decode` goes on from what was seen."""
+    """One sequence at a time. `prefill` starts anew; `extend` and `decode` go on from what was seen."""
 
     context_length: int
     vocab_size: int
 
     def prefill(self, tokens: Sequence[int], *, all_logits: bool = False) -> Logits:
         """Logits [1, vocab] of the last token, or [len(tokens), vocab] with `all_logits`."""
+
+    def extend(self, tokens: Sequence[int], *, all_logits: bool = False) -> Logits:
+        """As `prefill`, after what was seen before: the next turn of a conversation."""
 
     def decode(self, token: int) -> Logits:
         """Logits [1, vocab] after one more token."""

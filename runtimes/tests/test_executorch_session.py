@@ -58,6 +58,17 @@ def test_a_prompt_in_pieces_is_the_same_prompt_token_by_token(session: Session) 
     np.testing.assert_allclose(again, together[:5], rtol=0, atol=1e-4)
 
 
+def test_a_conversation_is_one_prompt(session: Session) -> None:
+    together = session.prefill(TOKENS, all_logits=True)
+    session.prefill(TOKENS[:3])
+    np.testing.assert_allclose(session.decode(TOKENS[3]), together[3:4], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(session.extend(TOKENS[4:20], all_logits=True), together[4:20], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(session.decode(TOKENS[20]), together[20:21], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(session.extend(TOKENS[21:]), together[-1:], rtol=0, atol=1e-4)
+    with pytest.raises(UsageError, match="holds 600"):
+        session.extend([5])
+
+
 def test_logits_of_a_step_stay_after_the_next(session: Session) -> None:
     session.prefill(TOKENS[:3])
     first = session.decode(TOKENS[3])

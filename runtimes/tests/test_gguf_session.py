@@ -68,6 +68,18 @@ def test_a_prompt_in_pieces_is_the_same_prompt(
     session.close()
 
 
+def test_a_conversation_is_one_prompt(bundle: Bundle, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "BATCH", 7)
+    session = runtime.open(bundle, ONE_THREAD)
+    session.prefill(TOKENS[:3])
+    assert_close(session.decode(TOKENS[3]), expected[3:4])
+    assert_close(session.extend(TOKENS[4:16], all_logits=True), expected[4:16])
+    assert_close(session.extend(TOKENS[16:]), expected[-1:])
+    with pytest.raises(UsageError, match=f"holds {CONTEXT}"):
+        session.extend([5])
+    session.close()
+
+
 def test_the_context_has_an_end(bundle: Bundle) -> None:
     session = runtime.open(bundle, ONE_THREAD)
     session.prefill(TOKENS)

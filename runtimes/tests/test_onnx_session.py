@@ -56,6 +56,29 @@ def test_a_prompt_in_pieces_is_the_same_prompt(
     np.testing.assert_allclose(session.prefill(TOKENS), expected[-1:], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kernels", ["builtin", "edge"])
+def test_a_conversation_is_one_prompt(kernels: Any, bundle: Bundle, tmp_path: Path, monkeypatch) -> None:
+    if kernels == "edge":
+        manifest = write(
+            open_checkpoint(tiny_model("llama", tmp_path / "model")),
+            tmp_path,
+            kernels=kernels,
+            context_length=CONTEXT,
+            kv_cache="float32",
+        )
+        bundle = Bundle(tmp_path, manifest)
+    expected = runtime.open(bundle, ONE_THREAD).prefill(TOKENS, all_logits=True)
+    monkeypatch.setattr(runtime, "PREFILL_CHUNK", 5)
+    session = runtime.open(bundle, ONE_THREAD)
+    session.prefill(TOKENS[:3])
+    np.testing.assert_allclose(session.decode(TOKENS[3]), expected[3:4], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(session.extend(TOKENS[4:16], all_logits=True), expected[4:16], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(session.decode(TOKENS[16]), expected[16:17], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(session.extend(TOKENS[17:]), expected[-1:], rtol=0, atol=1e-5)
+    with pytest.raises(UsageError, match=f"holds {CONTEXT}"):
+        session.extend([5])
+
+
 def test_logits_of_a_step_stay_after_the_next(bundle: Bundle, expected: np.ndarray) -> None:
     session = runtime.open(bundle, ONE_THREAD)
     session.prefill(TOKENS[:4])

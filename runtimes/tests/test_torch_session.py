@@ -34,6 +34,10 @@ def test_prefill_and_decode_are_one_forward_pass(family: str, tmp_path: Path) ->
         for position in range(start, CONTEXT):
             found = session.decode(TOKENS[position])
             np.testing.assert_allclose(found, expected[position : position + 1], rtol=0, atol=1e-5)
+    session.prefill(TOKENS[:3])  # a conversation is one prompt
+    np.testing.assert_allclose(session.extend(TOKENS[3:9], all_logits=True), expected[3:9], rtol=0, atol=1e-5)
+    session.decode(TOKENS[9])
+    np.testing.assert_allclose(session.extend(TOKENS[10:]), expected[-1:], rtol=0, atol=1e-5)
     with pytest.raises(UsageError, match="holds 24"):
         session.decode(5)
     assert session.end_profile() == []
