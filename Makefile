@@ -4,13 +4,17 @@ RECIPE ?= int4-gptq
 BIN := .venv/bin
 export EDGE_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: demo test lint baselines bench-kernels checked-kernels sanitize fuzz clean
+.PHONY: demo test device-test lint baselines bench-kernels checked-kernels sanitize fuzz clean
 
 demo: .venv/ready
 	$(BIN)/edge demo $(if $(MODEL),--model $(MODEL)) --recipe $(RECIPE) --output out/demo
 
 test: .venv/ready-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# Phones and a Jetson that this machine stands in for (root, Linux 6.7): real adb and ssh, real faults.
+device-test: .venv/ready-dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest device_tests
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .

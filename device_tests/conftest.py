@@ -1,0 +1,33 @@
+"""A bench of stand-ins, started once for all tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from .standin import Bench, Jetson, Phone
+
+
+@pytest.fixture(scope="package")
+def started() -> Iterator[tuple[Bench, Phone, Jetson]]:
+    with Bench() as bench:
+        yield bench, bench.phone(), bench.jetson()
+
+
+@pytest.fixture
+def bench(started: tuple[Bench, Phone, Jetson], monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """The bench, whose adb and ssh this process finds as well."""
+    for name, value in started[0].environment.items():
+        monkeypatch.setenv(name, value)
+    return started[0]
+
+
+@pytest.fixture
+def phone(bench: Bench) -> Phone:
+    return bench.phones[0]
+
+
+@pytest.fixture
+def jetson(bench: Bench) -> Jetson:
+    return bench.jetsons[0]
