@@ -1,11 +1,13 @@
-"""From a series of power and the stretches of a run to what they used: one way for every source, here and on a device."""
+"""From power over time and the stretches of a run to what they used: one way for every source, here and elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from edge.core.measurement import Energy, EnergyWindow
 from edge.profiles.energy import Idle, Window, idle_baseline, total, window_energy
+from edge.runtimes.probes.power import meter_csv
 from edge.runtimes.probes.power.series import PowerUnavailableError, Series
 
 
@@ -38,6 +40,13 @@ def account(series: Series, described: str, before: Window, windows: Sequence[Wi
 
 def not_available(reason: str) -> Energy:
     return Energy(source="not_available", reason=reason)
+
+
+def of_meter(file: Path, windows: Sequence[Window]) -> tuple[Series, str]:
+    """An external meter's readings and what to call them. Its clock is tied to the load's begin and end."""
+    read = meter_csv.read(file)
+    alignment = meter_csv.align(read, [windows[0].start_ns, windows[-1].end_ns])
+    return meter_csv.aligned(read, alignment), f"{file.name}, clock aligned within {alignment.doubt_ns / 1e6:.1f} ms"
 
 
 def merged(windows: Sequence[Window]) -> list[Window]:

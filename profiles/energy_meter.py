@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from edge.core.measurement import Energy
-from edge.profiles.accounting import account, not_available
+from edge.profiles.accounting import account, not_available, of_meter
 from edge.profiles.boards import this_board
 from edge.profiles.energy import Window
 from edge.runtimes.probes.power import battery, ina3221, nvml, rapl
-from edge.runtimes.probes.power import meter_csv as external
 from edge.runtimes.probes.power.series import PowerUnavailableError, Recorder, Series, Source, refreshed
 
 ROOT = Path("/")
@@ -121,7 +120,4 @@ class EnergyMeter:
             return refreshed(self.source.whole(self._recorder.series(only=self.source.total))), self.source.describe()
         if self._file is None:
             raise PowerUnavailableError(self.reason)
-        read = external.read(self._file)
-        alignment = external.align(read, [windows[0].start_ns, windows[-1].end_ns])
-        doubt_ms = alignment.doubt_ns / 1e6
-        return external.aligned(read, alignment), f"{self._file.name}, clock aligned within {doubt_ms:.1f} ms"
+        return of_meter(self._file, windows)

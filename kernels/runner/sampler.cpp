@@ -35,7 +35,6 @@ char definitions[256 << 10], text[kMostRead + 1], line[kMostColumns * kMostWidth
 size_t text_bytes, line_bytes;
 const char* out_path;
 int out = -1;
-bool torn;  // the last line was cut off by a full disk
 int64_t lost_lines;
 pid_t program;
 
@@ -161,20 +160,21 @@ void put_field(const char* name, int64_t value) {
   put(value);
 }
 
-// One write per line, so that a kill leaves whole ones. After a torn one a line end comes first.
+// A line that a full disk or a kill cut off is taken away: what is left of its last number would be another number.
+void cut_torn_line() {
+  off_t end = lseek(out, 0, SEEK_END);
+  for (char last = 0; end > 0 && pread(out, &last, 1, end - 1) == 1 && last != '\n';) --end;
+  ftruncate(out, end);
+}
+
 void end_line() {
   put('\n');
-  if (out < 0) {
-    out = open(out_path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-    char last = '\n';
-    const off_t end = out < 0 ? 0 : lseek(out, 0, SEEK_END);
-    if (end > 0) pread(out, &last, 1, end - 1);
-    torn = last != '\n';
+  if (out < 0 && (out = open(out_path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644)) >= 0) cut_torn_line();
+  const ssize_t written = out < 0 ? 0 : write(out, line, line_bytes);
+  if (written != static_cast<ssize_t>(line_bytes)) {
+    ++lost_lines;
+    if (written > 0) cut_torn_line();
   }
-  if (torn && out >= 0) torn = write(out, "\n", 1) != 1;
-  const ssize_t written = out < 0 || torn ? 0 : write(out, line, line_bytes);
-  lost_lines += written != static_cast<ssize_t>(line_bytes);
-  torn = torn || (written > 0 && written != static_cast<ssize_t>(line_bytes));
   line_bytes = 0;
 }
 

@@ -26,6 +26,7 @@ from edge.runtimes.probes.power.series import (
 )
 
 ROOT = Path("/")
+NAME = "battery gauge"
 SUPPLY = "sys/class/power_supply"
 LARGEST_MA = 30_000  # a phone, tablet or laptop: a larger number was in µA
 LARGEST_MV = 100_000
@@ -72,7 +73,7 @@ def open_source(root: Path = ROOT) -> Source:
         raise PowerUnavailableError(f"the battery's gauge can't be read: {error}") from error
     accuracy = Accuracy(gain=ASSUMED_GAIN, resolution=1000 * float(_millivolts(read_voltage)), note=NOTE)
     channel = of_files(folder.name, "power", "gauge", [current, voltage], accuracy, value=_power_uw)
-    return Source("battery gauge", (channel,), (folder.name,))
+    return Source(NAME, (channel,), (folder.name,))
 
 
 def _power_uw(numbers: Sequence[Any]) -> Any:
