@@ -47,6 +47,9 @@ class Connection(Protocol):
     def alive(self, pid: int) -> bool:
         """Whether a process is running there."""
 
+    def kill(self, pid: int, *, grace_s: float = 5) -> None:
+        """End what `start` started, with its children: SIGTERM, after `grace_s` SIGKILL."""
+
     def push(self, file: Path, remote: str, tick: Ticker | None = None) -> None:
         """Put a file there, its folders made, held against its SHA-256; what an earlier try brought there is kept.
 
