@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from edge.core.target import Device
 from edge.runtimes.probes.clock import governor
 
 ROOT = Path("/")
@@ -44,6 +46,29 @@ def fingerprint(root: Path = ROOT) -> dict[str, Any]:
     }
 
 
+def device_fingerprint(device: Device, root: Path, versions: Mapping[str, str]) -> dict[str, Any]:
+    """The same of a device, whose small files of /proc and /sys lie in `root`. versions: of what computed there."""
+    cpuinfo = _read(root / "proc/cpuinfo")
+    flags = _flags(cpuinfo)
+    return {
+        "cpu": cpu_model(root) if cpuinfo else device.soc or device.model,
+        "model": device.model,
+        "soc": device.soc,
+        "platform": device.platform,
+        "architecture": device.platform.rpartition("-")[2],
+        "cores": device.cores,
+        "threads": device.cores,
+        "isa": [flag for flag in ISA_FLAGS if flag in flags],
+        "virtual_machine": "hypervisor" in flags,
+        "caches": caches(root),
+        "memory_bytes": device.memory_bytes,
+        "governor": governor(root),
+        "os": device.os,
+        "kernel": _read(root / "proc/sys/kernel/osrelease").strip(),
+        "libraries": dict(versions),
+    }
+
+
 def cpu_model(root: Path = ROOT) -> str:
     """The processor's name; on arm64, where cpuinfo has none, its implementer and part numbers."""
     cpuinfo = _read(root / "proc/cpuinfo")
@@ -52,7 +77,7 @@ def cpu_model(root: Path = ROOT) -> str:
     parts = [re.search(rf"^CPU {key}\s*:\s*(\S+)", cpuinfo, re.MULTILINE) for key in ("implementer", "part")]
     if all(parts):
         return "CPU implementer {} part {}".format(*(part.group(1) for part in parts if part))
-    return platform.processor() or platform.machine()
+    return (platform.processor() or platform.machine()) if root == ROOT else ""
 
 
 def caches(root: Path = ROOT) -> dict[str, str]:

@@ -1,0 +1,160 @@
+"""`profile` on a device: with the native runner, or with a Python session there where it has none for the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgspec
+from edge.profiles.state import prepared
+
+from edge.core.bundle import Bundle
+from edge.core.console import info
+from edge.core.errors import DeviceUnavailable, EdgeError, GateFailed, UsageError
+from edge.core.measurement import Energy, Measurement
+from edge.core.session import OperatorTime
+from edge.core.transport import Connection
+from edge.profiles import accounting, journal, sampled, telemetry
+from edge.profiles.assemble import measurement_of
+from edge.profiles.deploy import deploy, native_engine
+from edge.profiles.device_run import Run
+from edge.profiles.fingerprint import device_fingerprint
+from edge.profiles.mirror import mirror
+from edge.profiles.plan import Plan, check_room, digest
+from edge.runtimes.probes.power.series import Source
+from edge.runtimes.transports import connect
+
+FAILURES: dict[str, type[EdgeError]] = {"parity": GateFailed, "usage": UsageError}
+KEPT = ("disk",)
+"""Ends after which the same run can go on."""
+
+
+@dataclass(frozen=True)
+class There:
+    """What a device shows of itself: its tree as files here, what the sampler reads, and its source of power."""
+
+    tree: Path
+    columns: list[telemetry.Column]
+    source: Source | None
+    no_source: str
+
+
+def profile_on(
+    name: str, bundle: Bundle, plan: Plan, *, library: Path | None = None, prepare: bool = False, fresh: bool = False
+) -> Measurement:
+    """Measure `bundle` on the device `name`. Taken up where an earlier run of the same plan stopped, unless `fresh`.
+
+    library: ONNX Runtime's for the device. prepare: bring the device into a steady state for the run, and back again.
+    Raises `DeviceUnavailable` where the device can't be used or stays away, `GateFailed` for a model that says something
+    else there than it did at export, and `EdgeError` where the run fails.
+    """
+    check_room(plan, bundle.manifest.context_length)
+    with closing(connect(name)) as connection, looked_at(connection, plan) as there:
+        if reason := native_engine(bundle, connection.device):
+            from edge.profiles.python_there import profile_in_python
+
+            if plan.engine == "runner":
+                raise UsageError("profile.engine", reason, "use --engine auto")
+            return profile_in_python(connection, bundle, plan, reason)
+        with prepared(connection, prepare) as state:
+            return _run(connection, bundle, plan, there, library=library, state=state, fresh=fresh)
+
+
+@contextmanager
+def looked_at(connection: Connection, plan: Plan) -> Iterator[There]:
+    """What the device shows of itself before the run."""
+    with TemporaryDirectory() as folder:
+        tree = mirror(connection, Path(folder))
+        source, reason = telemetry.source_of(tree)
+        yield There(tree, telemetry.columns(tree, interval_ms=plan.sample_ms), source, reason)
+
+
+def _run(
+    connection: Connection,
+    bundle: Bundle,
+    plan: Plan,
+    there: There,
+    *,
+    library: Path | None,
+    state: dict[str, str],
+    fresh: bool,
+) -> Measurement:
+    deployed = deploy(connection, bundle, library)
+    run = Run(
+        connection=connection,
+        bundle=bundle,
+        plan=plan if there.source or plan.meter_csv else msgspec.structs.replace(plan, idle_s=0.0),
+        digest=digest(plan, bundle.hash, connection.device.name, "runner"),
+        deployed=deployed,
+        watched=telemetry.watched(there.tree),
+        columns=telemetry.text(there.columns),
+    )
+    if fresh:
+        run.remove()
+    run.send()
+    end = run.follow()
+    measurement = _assemble(run, there, state, _operators(run) if end.code == "ok" else [])
+    if end.code not in KEPT:
+        run.remove()
+    if end.code != "ok":
+        kind = FAILURES.get(end.code, EdgeError)
+        error = kind(f"profile.{end.code}", f"on {connection.device.name}: {end.message}", _hint(end.code))
+        error.measurement = measurement  # type: ignore[attr-defined]
+        raise error
+    return measurement
+
+
+def _operators(run: Run) -> list[OperatorTime]:
+    """The profile by operator is a run of its own: where it fails, the timings are still right."""
+    try:
+        return run.operators()
+    except DeviceUnavailable:
+        raise
+    except EdgeError as error:
+        info(f"No times by operator: {error}")
+        return []
+
+
+def _assemble(run: Run, there: There, state: dict[str, str], operators: list[OperatorTime]) -> Measurement:
+    entries = run.entries()
+    attempts = journal.attempts(entries)
+    segments = sampled.parse(run.samples())
+    tracks = sampled.tracks(segments, there.columns, attempts)
+    tracks += sampled.power_tracks(segments, there.source, attempts) if there.source else []
+    versions = attempts[-1].begin.versions if attempts else {}
+    more: dict[str, Any] = {"sampler": sampled.cost(segments)} if segments else {}
+    return measurement_of(
+        run.bundle,
+        run.plan,
+        entries,
+        device=device_fingerprint(run.connection.device, there.tree, versions),
+        energy=_energy(run, there, segments),
+        tracks=tracks,
+        memory=sampled.memory(segments, attempts),
+        operators=operators,
+        emulated=run.connection.device.emulated,
+        state=state,
+        **more,
+    )
+
+
+def _energy(run: Run, there: There, segments: list[sampled.Segment]) -> Energy:
+    """From an external meter's file where there is one, else from what the sampler read of the device's own source."""
+    if run.plan.meter_csv:
+        meter = Path(run.plan.meter_csv)
+        return telemetry.energy(run.entries(), run.plan, lambda windows: accounting.of_meter(meter, windows))
+    power = sampled.from_samples(segments, there.source) if there.source else there.no_source
+    return telemetry.energy(run.entries(), run.plan, power)
+
+
+def _hint(code: str) -> str:
+    return {
+        "disk": "make room there and run the same command again: what is finished is kept",
+        "parity": "don't time or deploy it there; export it again, report what stays",
+        "model": "export the model again",
+        "library": "name another library with --onnxruntime",
+    }.get(code, "run the same command again, or with --fresh")
