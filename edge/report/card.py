@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from edge.core.files import write_text
 from edge.core.measurement import Agreement, Evaluation, Measurement
-from edge.report import method, table
+from edge.report import method, overview
 from edge.report.results import join
+from edge.report.table import Cell, Table
 
 
 def write(
@@ -27,16 +28,29 @@ def write(
 def render(evaluations: Sequence[Evaluation | Agreement], measurements: Sequence[Measurement], *, title: str) -> str:
     """The card's text: the headline table, how it was measured, and what to keep in mind."""
     rows = join(evaluations, measurements)
-    shown = table.build(rows)
     lines = [f"# {plain(title)}", ""]
-    lines += [_row(["", *shown.models]), "|" + " --- |" * (1 + len(shown.models))]
-    for metric, cells in shown.metrics:
-        lines.append(_row([metric, *(f"{c.value} ({c.note})" if c.note else c.value for c in cells)]))
-    lines += ["", "## How this was measured", ""]
+    for shown in overview.results(rows):
+        lines += _table(shown)
+    if stood_in := overview.emulated(rows):
+        lines += _table(stood_in)
+    lines += ["## How this was measured", ""]
     for heading, facts in method.facts(rows):
         lines += [f"**{plain(heading)}**", "", *(f"- {plain(name)}: {plain(value)}" for name, value in facts), ""]
+    if ran := overview.runs(rows):
+        lines += _table(ran)
     lines += ["## Keep in mind", "", *(f"- {plain(caveat)}" for caveat in method.caveats(rows))]
     return "\n".join(lines) + "\n"
+
+
+def _table(shown: Table) -> list[str]:
+    lines = [f"## {plain(shown.title)}", ""] if shown.title else []
+    lines += [plain(shown.note), ""] if shown.note else []
+    lines += [_row(["", *shown.columns]), "|" + " --- |" * (1 + len(shown.columns))]
+    return [*lines, *(_row(map(_text, [head, *cells])) for head, cells in shown.rows), ""]
+
+
+def _text(cell: Cell) -> str:
+    return f"{cell.value} ({cell.note})" if cell.value and cell.note else cell.value or cell.note
 
 
 def plain(text: str) -> str:
@@ -47,5 +61,5 @@ def plain(text: str) -> str:
     return escaped
 
 
-def _row(cells: Sequence[str]) -> str:
+def _row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(plain(cell) for cell in cells) + " |"

@@ -12,8 +12,8 @@ from typing import Any
 from edge.core.files import write_text
 from edge.core.measurement import Agreement, Evaluation, Measurement
 from edge.profiles import statistics
-from edge.report import figures, method, table
-from edge.report.results import Row, join
+from edge.report import method, overview, plots, table
+from edge.report.results import Row, device_name, join
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -43,13 +43,16 @@ def write(
 def render(evaluations: Sequence[Evaluation | Agreement], measurements: Sequence[Measurement], *, title: str) -> str:
     """The page's text."""
     rows = join(evaluations, measurements)
-    shown = figures.sections(rows)
+    shown = plots.sections(rows)
+    lead = overview.lead(rows)
     return _template().render(
         title=title,
         subtitle=_subtitle(rows),
-        lead=rows[0].label,
-        tiles=tiles(rows[0]),
-        table=table.build(rows),
+        lead=lead.label if lead and len(rows) > 1 else "",
+        tiles=tiles(lead) if lead else [],
+        tables=overview.results(rows),
+        emulated=overview.emulated(rows),
+        runs=overview.runs(rows),
         sections=shown,
         figures_json=script_json([_plot(figure) for section in shown for figure in section.figures]),
         facts=method.facts(rows),
@@ -72,21 +75,28 @@ def tiles(row: Row) -> list[Tile]:
     if row.agreement and row.agreement.top1_agreement is not None:
         agreement = f"{100 * row.agreement.top1_agreement:.1f}"
         shown.append(Tile("Agreement with the original", agreement, "%", row.agreement.data))
-    if row.measurement and not statistics.decodes(row.measurement):
-        call = statistics.ttft_ms(row.measurement)
-        shown.append(Tile("Time per call", table.number(call.median), "ms", table.spread(call)))
-    elif row.measurement:
-        decode = statistics.decode_tokens_per_s(row.measurement)
-        first = statistics.ttft_ms(row.measurement)
-        prompt = f"after {row.measurement.protocol.prompt_tokens} tokens"
-        peak, unit = table.megabytes(row.measurement.peak_bytes).split()
+    return shown + (_speed_tiles(row.timed) if row.timed else [])
+
+
+def _speed_tiles(measurement: Measurement) -> list[Tile]:
+    shown = []
+    if table.has_decoded(measurement):
+        decode = statistics.decode_tokens_per_s(measurement)
         shown.append(Tile("Decode", table.number(decode.median), "tokens/s", table.spread(decode)))
+    if table.generates(measurement):
+        first = statistics.ttft_ms(measurement)
+        prompt = f"after {measurement.protocol.prompt_tokens} tokens"
         shown.append(Tile("First token", table.number(first.median), "ms", prompt))
+    elif table.has_first(measurement):
+        call = statistics.ttft_ms(measurement)
+        shown.append(Tile("Time per call", table.number(call.median), "ms", table.spread(call)))
+    if measurement.peak_bytes and statistics.decodes(measurement):
+        peak, unit = table.megabytes(measurement.peak_bytes).split()
         shown.append(Tile("Peak memory", peak, unit, "whole process"))
     return shown
 
 
-def _plot(figure: figures.Figure) -> dict[str, Any]:
+def _plot(figure: plots.Figure) -> dict[str, Any]:
     return {"name": figure.name, "data": figure.data, "layout": figure.layout}
 
 
@@ -97,8 +107,12 @@ def script_json(value: Any) -> str:
 
 def _subtitle(rows: Sequence[Row]) -> str:
     names = dict.fromkeys(known.name for row in rows for known in (row.measurement, row.quality) if known)
-    machines = dict.fromkeys(str(r.measurement.device.get("cpu", "")) for r in rows if r.measurement)
-    return " · ".join([", ".join(names), *filter(None, [", ".join(filter(None, machines))])])
+    machines = dict.fromkeys(device_name(row.measurement) for row in rows if row.measurement and not row.emulated)
+    return " · ".join(filter(None, [_few(list(names)), _few(list(machines))]))
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _template() -> Any:

@@ -10,20 +10,25 @@ from edge.core.measurement import Agreement, Evaluation, Measurement
 from edge.profiles.plan import CV_GATE
 from edge.profiles.statistics import Summary, decode_tokens_per_s, decodes, ttft_ms
 from edge.report.results import Row, gates_of
-from edge.report.table import megabytes
+from edge.report.table import has_decoded, megabytes
 
 Facts = list[tuple[str, str]]
+LOADS = {
+    "python": "a new session, its files out of the page cache where the system allows that; the engine was imported",
+    "runner": "a new process and session, the model's files out of the page cache where the system allows that",
+}
 
 
 def facts(rows: Sequence[Row]) -> list[tuple[str, Facts]]:
     """Headed lists of name and value: device, protocol, text, export gates. What all rows share is said once."""
     measured = [(row.label, row.measurement) for row in rows if row.measurement]
+    timed = [(label, m) for label, m in measured if not m.emulated]
     evaluated = [(row.label, row.evaluation) for row in rows if row.evaluation]
     agreements = [(row.label, row.agreement) for row in rows if row.agreement]
     gates = [(label, found) for label, m in measured if (found := gates_of(m)) is not None]
     return [
         *_shared("Device", measured, lambda m: _device(m.device)),
-        *_shared("Speed and memory", measured, _protocol),
+        *_shared("Speed and memory", timed, _protocol),
         *_shared("Quality", evaluated, _text),
         *_shared("Agreement", agreements, _agreement),
         *_shared("Export gates", gates, _gates),
@@ -32,7 +37,7 @@ def facts(rows: Sequence[Row]) -> list[tuple[str, Facts]]:
 
 def caveats(rows: Sequence[Row]) -> list[str]:
     """What a reader should know before using the numbers."""
-    measurements = [row.measurement for row in rows if row.measurement]
+    measurements = [row.timed for row in rows if row.timed]
     evaluations = [row.evaluation for row in rows if row.evaluation]
     return [*_about_speed(rows, measurements), *_about_quality(evaluations)]
 
@@ -51,7 +56,10 @@ def _shared(
 def _device(device: dict[str, Any]) -> Facts:
     """A fingerprint in words, whatever fields it has."""
     shown = {
+        "Model": device.get("model"),
+        "SoC": device.get("soc"),
         "Processor": device.get("cpu"),
+        "Platform": device.get("platform"),
         "Cores": device.get("cores"),
         "Instruction sets": " ".join(device.get("isa") or []),
         "Caches": ", ".join(f"{name} {size}" for name, size in (device.get("caches") or {}).items()),
@@ -65,22 +73,24 @@ def _device(device: dict[str, Any]) -> Facts:
 
 def _protocol(measurement: Measurement) -> Facts:
     plan = measurement.protocol
-    speeds = {khz for repetition in measurement.repetitions for khz in repetition.frequency_khz}
-    clock = f"{min(speeds) / 1e6:.2f} to {max(speeds) / 1e6:.2f} GHz as the system tells it" if speeds else "not known"
     conversation = f"{plan.prompt_tokens} random prompt tokens, then {plan.generated_tokens} greedy ones, batch 1"
-    if not decodes(measurement):
+    if plan.turns:
+        turns = ", ".join(f"{prompt}+{generated}" for prompt, generated in plan.turns)
+        conversation = f"{len(plan.turns)} turns of prompt+generated tokens, each on those before: {turns}"
+    elif not decodes(measurement):
         conversation = (
             f"one text of {plan.prompt_tokens} random tokens a call" if plan.prompt_tokens else "an image a call"
         )
-    load = "a new session, its files out of the page cache where the system allows that; the engine was imported"
+    if measurement.engine == "imported":
+        return [("Conversation", conversation), ("Timing", "by another tool, and in its own way")]
+    pauses = [f"{plan.cool_down_s:g} s of cool-down between repetitions"] if plan.cool_down_s else []
+    pauses += [f"each began below {plan.start_below_c:g} °C"] if plan.start_below_c is not None else []
+    warm = f"after {plan.warm_ups} warm-ups, in a process of their own"
     return [
         ("Conversation", conversation),
-        ("Repetitions", f"{plan.repetitions} after {plan.warm_ups} warm-ups, in a process of their own"),
-        ("Threads", str(plan.threads) if plan.threads else "chosen by the runtime"),
+        ("Repetitions", "; ".join([warm, *pauses])),
         ("Timing", "each step until its token is picked, so prefill is the time to the first token"),
-        ("Load", load),
-        ("Clock", clock),
-        ("Runtime", f"{measurement.runtime}, {measurement.kernels} kernels"),
+        ("Load", LOADS[measurement.engine]),
     ]
 
 
@@ -117,25 +127,32 @@ def _gates(gates: Gates) -> Facts:
 
 
 def _speed(measurement: Measurement) -> Summary:
-    return decode_tokens_per_s(measurement) if decodes(measurement) else ttft_ms(measurement)
+    return decode_tokens_per_s(measurement) if has_decoded(measurement) else ttft_ms(measurement)
 
 
 def _about_speed(rows: Sequence[Row], measurements: Sequence[Measurement]) -> list[str]:
     said = []
-    noisy = [row.label for row in rows if row.measurement and _speed(row.measurement).cv > CV_GATE]
+    noisy = [row.label for row in rows if row.timed and _speed(row.timed).cv > CV_GATE]
     if noisy:
         said.append(
             f"Speed varied by more than {CV_GATE:.0%} (CV) between repetitions for {'; '.join(noisy)}, after "
             "extra repetitions: something else was running. Read these with their spread."
         )
+    for row in rows:
+        if row.timed and all(r.throttled for r in row.timed.repetitions) and row.timed.protocol.mode != "sustained":
+            said.append(f"Every repetition of {row.label} was throttled: this is not the device at its best.")
     if any(m.device.get("virtual_machine") for m in measurements):
         said.append("Measured in a virtual machine: neighbours and the host's clock are out of sight.")
+    if len({m.engine for m in measurements}) > 1:
+        said.append("Not all were timed by the same engine or tool: what one counts another may leave out.")
     if len({str(m.device) for m in measurements}) > 1:
         said.append("The rows were not all measured on the same machine and software: don't compare their speeds.")
     if measurements:
+        python = any(m.engine == "python" for m in measurements)
+        inside = "the runtime, and Python where that ran it," if python else "the runtime"
         said.append(
-            "Peak memory is that of the whole process, with Python and the runtime in it; weights that are mapped "
-            "from a file count once they were touched."
+            f"Peak memory is that of the whole process, with {inside} in it; weights that are mapped from a file "
+            "count once they were touched."
         )
     if len({m.energy.source for m in measurements if m.energy.energy_uj is not None}) > 1:
         said.append("Energies come from different kinds of source: don't compare them with each other.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,20 @@ class Results:
 
 @dataclass(frozen=True)
 class Row:
-    """One model of a report: what is known of its quality, its speed, or both. `label` is unique in a report."""
+    """One model of a report: what is known of its quality, its speed, or both.
 
-    label: str
+    told: what tells it from the rows of the same model, such as the device first, the threads. `label`, of both, is
+    unique in a report.
+    """
+
+    model: str
     quality: Evaluation | Agreement | None
     measurement: Measurement | None
+    told: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return " · ".join([self.model, *self.told])
 
     @property
     def evaluation(self) -> Evaluation | None:
@@ -39,6 +49,16 @@ class Row:
     def agreement(self) -> Agreement | None:
         """Of an encoder or a vision model."""
         return self.quality if isinstance(self.quality, Agreement) else None
+
+    @property
+    def timed(self) -> Measurement | None:
+        """The measurement, where it has times that mean something: it went well enough, and on real hardware."""
+        found = self.measurement
+        return None if found is None or found.emulated or not found.repetitions else found
+
+    @property
+    def emulated(self) -> bool:
+        return self.measurement is not None and self.measurement.emulated
 
     @property
     def stored_bytes(self) -> int:
@@ -115,7 +135,14 @@ def _same(evaluation: Evaluation | Agreement, measurement: Measurement) -> bool:
 
 
 def _recipe(measurement: Measurement) -> str:
-    return f"{measurement.recipe}, {measurement.kernels} kernels"
+    kernels = f"{measurement.kernels} kernels" if measurement.kernels else ""
+    return ", ".join(filter(None, [measurement.recipe, kernels]))
+
+
+def device_name(measurement: Measurement) -> str:
+    """What people call the device."""
+    known = (measurement.device.get(key) for key in ("model", "soc", "cpu"))
+    return next((str(name) for name in known if name), "an unknown device")
 
 
 def _label(evaluation: Evaluation | Agreement | None, measurement: Measurement | None, *, one_model: bool) -> str:
@@ -126,12 +153,45 @@ def _label(evaluation: Evaluation | Agreement | None, measurement: Measurement |
     return f"{recipe}{where}" if one_model and recipe else f"{name} · {recipe}{where}".strip(" ·")
 
 
+def conditions(measurement: Measurement) -> list[str]:
+    """How it was measured, in few words: what tells runs of one bundle apart."""
+    plan = measurement.protocol
+    cores = ",".join(map(str, plan.cores))
+    return [
+        device_name(measurement) + (" (emulated)" if measurement.emulated else ""),
+        measurement.runtime,
+        {"python": "Python", "runner": "native runner", "imported": "imported"}[measurement.engine],
+        plan.mode if plan.mode != "repetitions" else "",
+        f"{plan.prompt_tokens}+{plan.generated_tokens} tokens",
+        f"cores {cores}" if cores else "",
+        f"{plan.threads} thread{'s' if plan.threads > 1 else ''}" if plan.threads else "",
+    ]
+
+
 def _unique(labels: Sequence[str], pairs: Sequence[Pair]) -> list[Row]:
-    rows: list[Row] = []
-    for position, (label, (evaluation, measurement)) in enumerate(zip(labels, pairs, strict=True)):
-        again = labels[:position].count(label)
-        rows.append(Row(f"{label} ({again + 1})" if again else label, evaluation, measurement))
+    """Rows of one label get what they differ in, and a number where that is nothing."""
+    told: list[tuple[str, ...]] = [()] * len(labels)
+    for label in {label for label in labels if labels.count(label) > 1}:
+        found = {i: conditions(m) for i, (_, m) in enumerate(pairs) if labels[i] == label and m}
+        columns = list(zip(*found.values(), strict=True))
+        differing = [k for k, column in enumerate(columns) if len(set(column)) > 1]
+        for i, condition in found.items():
+            told[i] = tuple(condition[k] for k in differing if condition[k])
+    rows, seen = [], Counter[tuple[str, tuple[str, ...]]]()
+    for label, tells, (quality, measurement) in zip(labels, told, pairs, strict=True):
+        seen[label, tells] += 1
+        again = f" ({seen[label, tells]})" if seen[label, tells] > 1 else ""
+        rows.append(Row(label + again, quality, measurement, tells))
     return rows
+
+
+def judged(rows: Sequence[Row]) -> list[Row]:
+    """A row per evaluation, without measurements: one model may have been measured many times."""
+    found: dict[int, Row] = {}
+    for row in rows:
+        if row.quality:
+            found.setdefault(id(row.quality), Row(row.model, row.quality, None))
+    return list(found.values())
 
 
 def _either(row: Row) -> Evaluation | Agreement | Measurement:

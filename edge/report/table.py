@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,15 +23,29 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
+    """Rows of cells, each headed by a cell. `note` stands under the title."""
+
+    columns: list[str]
+    rows: list[tuple[Cell, list[Cell]]]
+    title: str = ""
+    note: str = ""
+
+    def turned(self) -> Table:
+        """Rows as columns. The heads' notes go."""
+        cells = list(zip(*(cells for _, cells in self.rows), strict=True))
+        named = [(Cell(name), list(column)) for name, column in zip(self.columns, cells, strict=True)]
+        return Table([head.value for head, _ in self.rows], named, self.title, self.note)
+
+
+Show = Callable[[Row], Cell | None]
+Metric = tuple[str, Show]
+NONE = Cell("–")
+
+
+def build(rows: Sequence[Row], metrics: Sequence[Metric] | None = None) -> Table:
     """Models side by side, a row per metric. Metrics that no model has a value for are left out."""
-
-    models: list[str]
-    metrics: list[tuple[str, list[Cell]]]
-
-
-def build(rows: Sequence[Row]) -> Table:
-    shown = [(title, [show(row) for row in rows]) for title, show in METRICS]
-    kept = [(title, [cell or Cell("–") for cell in cells]) for title, cells in shown if any(cells)]
+    shown = [(title, [show(row) for row in rows]) for title, show in metrics or METRICS]
+    kept = [(Cell(title), [cell or NONE for cell in cells]) for title, cells in shown if any(cells)]
     return Table([row.label for row in rows], kept)
 
 
@@ -50,6 +65,19 @@ def number(value: float) -> str:
 def spread(summary: Summary) -> str:
     noisy = f", noisy: CV {summary.cv:.0%}" if summary.cv > CV_GATE else ""
     return f"p10–p90 {number(summary.p10)}–{number(summary.p90)}{noisy}"
+
+
+def digits(value: float) -> str:
+    """Two significant digits, never as an exponent."""
+    return f"{value:.{max(0, 1 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
+
+
+def plus_minus(value: float, doubt: float) -> str:
+    """Both to the second digit of the doubt."""
+    if doubt <= 0:
+        return number(value)
+    places = max(0, 1 - math.floor(math.log10(doubt)))
+    return f"{value:,.{places}f} ± {doubt:,.{places}f}"
 
 
 def change(evaluation: Evaluation) -> str:
@@ -138,25 +166,64 @@ def _classes(agreement: Agreement) -> Cell | None:
     return Cell(f"{agreement.top1_agreement:.1%}", f"top-5 {agreement.top5_agreement or 0:.1%}, {divergence}")
 
 
-def _peak(measurement: Measurement) -> Cell:
-    return Cell(megabytes(measurement.peak_bytes), "whole process")
+def _peak(measurement: Measurement) -> Cell | None:
+    return Cell(megabytes(measurement.peak_bytes), "whole process") if measurement.peak_bytes else None
 
 
-def _of_evaluation(show: Callable[[Evaluation], Cell | None]) -> Callable[[Row], Cell | None]:
+def has_prefilled(measurement: Measurement) -> bool:
+    return all(r.prompt_tokens and r.prefill_ns for r in measurement.repetitions)
+
+
+def has_first(measurement: Measurement) -> bool:
+    """Whether somebody timed the first token or the call."""
+    return all(r.prefill_ns for r in measurement.repetitions)
+
+
+def generates(measurement: Measurement) -> bool:
+    return statistics.decodes(measurement) and has_first(measurement)
+
+
+def has_decoded(measurement: Measurement) -> bool:
+    return any(r.decode_ns for r in measurement.repetitions)
+
+
+def _of_evaluation(show: Callable[[Evaluation], Cell | None]) -> Show:
     return lambda row: None if row.evaluation is None else show(row.evaluation)
 
 
-def _of_agreement(show: Callable[[Agreement], Cell | None]) -> Callable[[Row], Cell | None]:
+def _of_agreement(show: Callable[[Agreement], Cell | None]) -> Show:
     return lambda row: None if row.agreement is None else show(row.agreement)
 
 
-def _of_measurement(show: Callable[[Measurement], Cell | None]) -> Callable[[Row], Cell | None]:
-    return lambda row: None if row.measurement is None else show(row.measurement)
+def _of_measurement(show: Callable[[Measurement], Cell | None]) -> Show:
+    return lambda row: None if row.timed is None else show(row.timed)
 
 
-def _speed(
-    samples: Callable[[Measurement], Summary], unit: str, has: Callable[[Measurement], bool]
-) -> Callable[[Row], Cell | None]:
+def _went(row: Row) -> Cell | None:
+    """Nothing of a run that simply went well."""
+    found = row.measurement
+    if found is None:
+        return None
+    if found.problem:
+        return Cell("stopped early" if found.repetitions else "failed", found.problem)
+    throttled = sum(r.throttled for r in found.repetitions)
+    if throttled and found.protocol.mode != "sustained":
+        return Cell("throttled", throttling(found))
+    return None
+
+
+def throttling(measurement: Measurement) -> str:
+    """How many repetitions were throttled and what became of them; empty for none."""
+    throttled, count = sum(r.throttled for r in measurement.repetitions), len(measurement.repetitions)
+    if not throttled:
+        return ""
+    if throttled == count:
+        return f"all {count} repetitions were throttled"
+    left_out = "" if measurement.protocol.mode == "sustained" else ", left out here"
+    return f"{throttled} of {count} repetitions were throttled{left_out}"
+
+
+def _speed(samples: Callable[[Measurement], Summary], unit: str, has: Callable[[Measurement], bool]) -> Show:
     def show(measurement: Measurement) -> Cell | None:
         if not has(measurement):
             return None
@@ -166,17 +233,21 @@ def _speed(
     return _of_measurement(show)
 
 
-METRICS: list[tuple[str, Callable[[Row], Cell | None]]] = [
+QUALITY: list[Metric] = [
     ("Size", _size),
     ("Perplexity", _of_evaluation(_perplexity)),
     ("KL divergence", _of_evaluation(_divergence)),
     ("Cosine to the original", _of_agreement(_closeness)),
     ("Agreement with the original", _of_agreement(_classes)),
-    ("Prefill", _speed(statistics.prefill_tokens_per_s, "tokens/s", lambda m: m.protocol.prompt_tokens > 0)),
-    ("Decode", _speed(statistics.decode_tokens_per_s, "tokens/s", statistics.decodes)),
-    ("Time to first token", _speed(statistics.ttft_ms, "ms", statistics.decodes)),
-    ("Time per call", _speed(statistics.ttft_ms, "ms", lambda m: not statistics.decodes(m))),
-    ("Load time", _of_measurement(lambda m: Cell(f"{number(m.load_ns / 1e6)} ms"))),
+]
+SPEED: list[Metric] = [
+    ("Run", _went),
+    ("Prefill", _speed(statistics.prefill_tokens_per_s, "tokens/s", has_prefilled)),
+    ("Decode", _speed(statistics.decode_tokens_per_s, "tokens/s", has_decoded)),
+    ("Time to first token", _speed(statistics.ttft_ms, "ms", generates)),
+    ("Time per call", _speed(statistics.ttft_ms, "ms", lambda m: not statistics.decodes(m) and has_first(m))),
+    ("Load time", _of_measurement(lambda m: Cell(f"{number(m.load_ns / 1e6)} ms") if m.load_ns else None)),
     ("Peak memory", _of_measurement(_peak)),
     ("Energy", _of_measurement(lambda m: energy(m.energy))),
 ]
+METRICS = [*QUALITY, *SPEED]

@@ -6,7 +6,8 @@ function themed(layout) {
   const color = (name) => style.getPropertyValue(name).trim();
   const axis = (own) => ({ ...own, gridcolor: color("--line"), linecolor: color("--line"), tickcolor: color("--line"),
     title: { ...own.title, font: { size: 13, color: color("--soft") } } });
-  return { ...layout, autosize: true, xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis),
+  const axes = Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key)).map((key) => [key, axis(layout[key])]);
+  return { ...layout, ...Object.fromEntries(axes), autosize: true,
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: color("--ink") },
     hoverlabel: { font: { family: getComputedStyle(document.body).fontFamily } } };

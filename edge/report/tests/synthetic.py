@@ -1,8 +1,22 @@
 """Made-up results, labelled so: for tests of the report alone."""
 
+from hashlib import sha256
+
 import numpy as np
 
-from edge.core.measurement import Energy, Evaluation, Measurement, MemorySample, Phase, Protocol, Repetition
+from edge.core.measurement import (
+    Energy,
+    EnergyWindow,
+    Evaluation,
+    Measurement,
+    MemorySample,
+    Parity,
+    Phase,
+    Protocol,
+    Repetition,
+    SamplerCost,
+    Track,
+)
 from edge.core.session import OperatorTime
 
 DEVICE = {
@@ -59,7 +73,7 @@ def measurement(step_ms=5.2, seed=0, memory_mb=240.0, **changes):
     ]
     fields = {
         "bundle": "out/bundle",
-        "bundle_sha256": "cd" * 32,
+        "bundle_sha256": sha256(changes.get("bundle", "out/bundle").encode()).hexdigest(),
         "name": "SmolLM2-135M-Instruct",
         "kernels": "edge",
         "runtime": "onnx",
@@ -106,3 +120,151 @@ def _memory(random, memory_mb):
     times = np.arange(0, 5.0, 0.02)
     ramp = 95 + (memory_mb - 95) * np.clip((times - 0.02) / 0.5, 0, 1) + random.normal(0, 0.4, len(times))
     return [MemorySample(int(t * 1e9), int(mb * 1e6)) for t, mb in zip(times, ramp, strict=True)]
+
+
+PHONE = {
+    "cpu": "CPU implementer 0x41 part 0xd44",
+    "model": "Synthetic Phone 9",
+    "soc": "SC9000",
+    "platform": "android-arm64",
+    "architecture": "arm64",
+    "cores": 8,
+    "isa": ["asimddp", "i8mm"],
+    "memory_bytes": 8_000_000_000,
+    "governor": "schedutil",
+    "os": "Android 16",
+    "kernel": "6.6.1",
+    "libraries": {"onnxruntime": "1.31.1"},
+}
+BOARD = {**PHONE, "cpu": "", "model": "Jetson Orin Nano (synthetic)", "soc": "Orin", "platform": "linux-arm64"}
+CLUSTERS = [(range(4), 1_800_000), (range(4, 6), 2_350_000), (range(6, 8), 2_850_000)]
+SECOND = 1_000_000_000
+HOT_S = 22.0  # from here on the large cluster is capped
+
+
+def phone(step_ms=14.0, seed=3, **changes):
+    """A run of 40 s under the native runner, watched, throttled from its 22nd second on."""
+    random = np.random.default_rng(seed)
+    repetitions = _placed(random, step_ms)
+    end = (repetitions[-1].start_ns + repetitions[-1].prefill_ns + sum(repetitions[-1].decode_ns)) / SECOND
+    fields = {
+        "device": PHONE,
+        "engine": "runner",
+        "repetitions": repetitions,
+        "protocol": Protocol(128, 64, 3, len(repetitions), 4, cores=[4, 5, 6, 7], cool_down_s=1.0, start_below_c=40.0),
+        "memory": [],
+        "phases": _spans(repetitions, end),
+        "tracks": tracks(random, end + 4),
+        "parity": Parity(0.0012, 0.05, True),
+        "sampler": SamplerCost(10.0, 0.004),
+        "state": {"screen": "on", "screen set": "off", "charging": "no", "airplane mode": "on"},
+        "measured_at": "2026-11-22T13:05:00Z",
+        "energy": energy("hardware_counter", "ODPM rails", decode_uj=95_000),
+    }
+    return measurement(step_ms, seed, **{**fields, **changes})
+
+
+def board(**changes):
+    random = np.random.default_rng(8)
+    rails = {"VDD_IN": (5.2e6, 11.8e6), "VDD_CPU_GPU_CV": (0.9e6, 6.1e6), "VDD_SOC": (1.4e6, 2.2e6)}
+    found = phone(9.0, 8, device=BOARD)
+    end = found.tracks[0].time_ns[-1] / SECOND
+    kept = [track for track in found.tracks if not track.name.startswith("power/")]
+    power = [_power(random, name, "uW", end, *span) for name, span in rails.items()]
+    told = energy("hardware_counter", "INA3221: VDD_IN", decode_uj=61_000, prefill="below_resolution")
+    return phone(9.0, 8, **{"device": BOARD, "tracks": kept + power, "energy": told, "state": {}, **changes})
+
+
+def stand_in(**changes):
+    """What the emulated phone gives."""
+    return phone(900.0, 5, **{"device": {**PHONE, "model": "Stand-in phone"}, "emulated": True, **changes})
+
+
+def failed(**changes):
+    problem = "the runner was killed (signal 9): too little memory on the device"
+    none = {"repetitions": [], "operators": [], "memory": [], "tracks": [], "phases": [], "load_ns": 0, "peak_bytes": 0}
+    return phone(**{**none, "problem": problem, "recipe": "float32", "energy": Energy("not_available", ""), **changes})
+
+
+def imported(**changes):
+    """Another tool's result: the speeds alone."""
+    repetitions = [Repetition(128, 640_000_000, [12_000_000] * 63, 0, []) for _ in range(5)]
+    none = {"operators": [], "memory": [], "tracks": [], "phases": [], "load_ns": 0, "peak_bytes": 0}
+    none |= {"parity": None, "sampler": None, "state": {}}
+    fields = {
+        "engine": "imported",
+        "kernels": "",
+        "runtime": "llama.cpp",
+        "recipe": "Q4_0",
+        "state": {},
+        "sampler": None,
+    }
+    fields |= {"repetitions": repetitions, "energy": Energy("not_available", "llama-bench tells none")}
+    return phone(**{**none, **fields, **changes})
+
+
+def energy(source, reason, decode_uj, prefill="ok"):
+    """decode_uj: net per token."""
+    windows = [
+        EnergyWindow("prefill", prefill, 768, 4 * SECOND, 9_000_000, 300_000, 2_600_000, 700_000, {"gain": 350_000.0}),
+        EnergyWindow("decode", "ok", 378, 6 * SECOND, 60 * decode_uj, 10, 378 * decode_uj, 1_900_000, {"idle": 9e5}),
+    ]
+    whole = {"tokens": 384, "uncertainty_uj": 2_000_000, "net_uj": 40_000_000, "net_uncertainty_uj": 2_100_000}
+    return Energy(source, reason, 58_000_000, 1_500_000, 20_000, 10 * SECOND, **whole, windows=windows)
+
+
+def tracks(random, end):
+    """Clocks and caps of 8 cores, 7 zones, 6 energy counters, memory and the battery's level, at 10 Hz."""
+    times = np.arange(0.05, end, 0.1)
+    busy = (times > 3) & (times < end - 4)
+    found = []
+    for cores, top in CLUSTERS:
+        cap = np.where((times > HOT_S) & (top > 2_000_000), 0.66 * top, top)
+        for core in cores:
+            clock = np.where(busy, cap, 0.35 * top) * random.uniform(0.97, 1.0, len(times))
+            found.append(_track(f"frequency/cpu{core}", "kHz", times, clock))
+            found.append(_track(f"cap/cpu{core}", "kHz", times, cap))
+    for i, zone in enumerate(("big", "little", "gpu", "skin", "battery", "modem", "charger")):
+        warm = 30 + i + 28 / (i + 1) ** 1.4 * (1 - np.exp(-np.clip(times - 3, 0, None) / 9))
+        found.append(_track(f"temperature/{zone}", "C", times, np.round(warm + random.normal(0, 0.1, len(times)), 1)))
+    rails = {"S2M_VDD_CPUCL2": 3.1e6, "S3M_VDD_CPUCL1": 1.1e6, "S4M_VDD_CPUCL0": 0.4e6, "S10M_VDD_TPU": 0.05e6}
+    rails |= {"S1M_VDD_MIF": 0.9e6, "L15M_VDD_SLC_M": 0.2e6}
+    found += [_power(random, name, "uJ", end, 0.1 * watts, watts) for name, watts in rails.items()]
+    resident = 9e7 + 1.6e8 * np.clip((times - 0.5) / 1.5, 0, 1)
+    return [*found, _track("memory/resident", "B", times, resident), _track("battery/level", "percent", [1.0], [71])]
+
+
+def _power(random, name, unit, end, low, high):
+    times = np.arange(0.05, end, 0.1)
+    busy = (times > 3) & (times < end - 4)
+    fall = np.where(times > HOT_S, 0.62, 1.0)
+    watts = np.where(busy, low + (high - low) * fall, low) * random.normal(1, 0.03, len(times))
+    return _track(f"power/{name}", unit, times, watts if unit == "uW" else np.cumsum(watts * 0.1))
+
+
+def _track(name, unit, times, values):
+    return Track(name, unit, [int(t * SECOND) for t in times], [float(v) for v in values])
+
+
+def _placed(random, step_ms):
+    """Seven repetitions, a second apart; two of them fall into the hot time and are slower."""
+    found, at = [], 8.0
+    for _ in range(7):
+        slow = 1.45 if at > HOT_S else 1.0
+        steps = [int(ns * slow) for ns in random.lognormal(np.log(step_ms * 1e6), 0.05, 63)]
+        prefill = int(random.normal(55 * step_ms * slow, step_ms) * 1e6)
+        fields = {"start_ns": int(at * SECOND), "throttled": slow > 1, "temperature_c": 34.0 + at / 3}
+        found.append(Repetition(128, prefill, steps, 4 * sum(steps), [2_350_000] * 4, **fields))
+        at += (prefill + sum(steps)) / SECOND + 1.0
+    return found
+
+
+def _spans(repetitions, end):
+    spans = [("load", 0.3, 2.1), ("warm-up", 2.2, 5.0), ("idle before", 5.1, 7.9), ("measured", 8.0, end)]
+    for repetition in repetitions:
+        start = repetition.start_ns / SECOND
+        middle = start + repetition.prefill_ns / SECOND
+        stop = middle + sum(repetition.decode_ns) / SECOND
+        spans += [("prefill", start, middle), ("decode", middle, stop), ("cool-down", stop, min(stop + 1, end))]
+    spans.append(("idle after", end + 0.1, end + 3))
+    return [Phase(name, int(start * SECOND), int(stop * SECOND)) for name, start, stop in spans if stop > start]
