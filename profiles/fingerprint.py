@@ -14,6 +14,7 @@ import psutil
 
 from edge.core.target import Device
 from edge.runtimes.probes.clock import governor
+from edge.runtimes.probes.cpuinfo import model as processor_name
 
 ROOT = Path("/")
 LIBRARIES = ("edge-deploy", "onnxruntime", "numpy", "torch", "transformers")
@@ -71,12 +72,8 @@ def device_fingerprint(device: Device, root: Path, versions: Mapping[str, str]) 
 
 def cpu_model(root: Path = ROOT) -> str:
     """The processor's name; on arm64, where cpuinfo has none, its implementer and part numbers."""
-    cpuinfo = _read(root / "proc/cpuinfo")
-    if found := re.search(r"^(?:model name|Hardware|Model)\s*:\s*(.+)$", cpuinfo, re.MULTILINE):
-        return found.group(1).strip()
-    parts = [re.search(rf"^CPU {key}\s*:\s*(\S+)", cpuinfo, re.MULTILINE) for key in ("implementer", "part")]
-    if all(parts):
-        return "CPU implementer {} part {}".format(*(part.group(1) for part in parts if part))
+    if found := processor_name(_read(root / "proc/cpuinfo")):
+        return found
     return (platform.processor() or platform.machine()) if root == ROOT else ""
 
 

@@ -10,7 +10,6 @@ from edge.core.errors import EdgeError
 from edge.core.measurement import Energy, Measurement, Protocol, Repetition
 from edge.core.session import OperatorTime
 from edge.profiles import operators, statistics
-from edge.profiles.devices import devices
 from edge.profiles.fingerprint import caches, cpu_model, fingerprint
 
 
@@ -86,11 +85,6 @@ def test_this_machines_fingerprint_names_no_machine():
     assert found["cpu"] and found["memory_bytes"] > 1 << 28 and found["libraries"]["numpy"]
     assert found["threads"] == os.cpu_count()
     assert platform.node() not in json.dumps(found)
-
-
-def test_the_cpu_is_a_device():
-    (cpu,) = devices()
-    assert (cpu.name, cpu.transport, cpu.problem) == ("cpu", "local", "") and cpu.cores >= 1
 
 
 def test_a_simulated_arm_board(tmp_path):

@@ -54,6 +54,7 @@ class AdbConnection(ShellConnection):
         """Connect to a device on the network. adb's exit code has said nothing for most of its life."""
         said = _adb(self._adb, "connect", self._serial)
         if "connected to" not in said or "failed" in said or "unable" in said:
+            _adb(self._adb, "disconnect", self._serial)  # else adb lists it, and goes on trying
             hint = "switch on wireless debugging, or run `adb tcpip 5555` while it is plugged in"
             raise DeviceUnavailable("device.unreachable", f"can't reach {self.name}: {said.strip()}", hint)
 

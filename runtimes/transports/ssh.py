@@ -104,8 +104,9 @@ def remembered() -> list[str]:
 
 
 def remember(names: Sequence[str]) -> None:
-    """Keep these beside those known already."""
-    _write(dict.fromkeys([*remembered(), *names]))
+    """Keep these beside those known already, but for those that only another configuration file knows."""
+    if names and CONFIG not in os.environ:
+        _write(dict.fromkeys([*remembered(), *names]))
 
 
 def forget(name: str) -> None:
