@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge.answer import EncoderDecoderModel
-from edge.core.bundle import Bundle, Gates, Manifest, open_bundle, seal
+from edge.core.bundle import MANIFEST, Bundle, Gates, Manifest, open_bundle, seal
 from edge.core.console import info
 from edge.core.errors import DeviceUnavailable, EngineMissing, GateFailed, UsageError, nearest
 from edge.core.files import atomic_folder
@@ -24,6 +24,7 @@ from edge.core.target import Kernels, KvCacheType, Task
 if TYPE_CHECKING:
     from edge.models.checkpoint import Checkpoint
     from edge.models.forward import ImageModel, TextModel
+    from edge.profiles.compare import Comparison
 
 DEFAULT_CONTEXT = 2048
 EXPORTERS: dict[Task, str] = {
@@ -231,6 +232,40 @@ def profile(
         threads=threads,
         meter_csv="" if meter_csv is None else str(Path(meter_csv).absolute()),
     )
+
+
+def compare(
+    a: str | Path,
+    b: str | Path,
+    *,
+    rounds: int = 4,
+    anyway: bool = False,
+    max_regression_percent: float = 0.0,
+    device: str = "cpu",
+    **options: Any,
+) -> Comparison:
+    """Which of two is faster, with intervals and the noise floor: two bundles, measured in turns, or two results.
+
+    rounds: of four runs each, A B B A, each as `profile` does it with `device` and `options`. anyway: compare results
+    of different devices. Raises `UsageError` for what can't be compared.
+    """
+    from edge.profiles import compare as sides
+
+    paths = Path(a), Path(b)
+    labels = (str(a), str(b))
+    bundles = [(path / MANIFEST).is_file() for path in paths]
+    if any(bundles) and not all(bundles):
+        hint = "profile the bundle and give its result, or give two bundles"
+        raise UsageError("compare.kinds", "one is a bundle, the other a result", hint)
+    if not all(bundles):
+        runs = [sides.load(path) for path in paths]
+        return sides.compare(*runs, anyway=anyway, max_regression_percent=max_regression_percent, labels=labels)
+    from edge.profiles import turns
+
+    options |= {"device": device}
+    opened = [open_bundle(path, verify=False) for path in paths]  # every run verifies its own
+    taken = turns.take(*opened, lambda bundle: profile(bundle.path, **options), rounds=rounds, options=options)
+    return sides.compare(*taken, interleaved=True, max_regression_percent=max_regression_percent, labels=labels)
 
 
 def report(results: Sequence[str | Path], output: str | Path, *, title: str = "edge report") -> Path:

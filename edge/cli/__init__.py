@@ -14,6 +14,7 @@ import typer
 
 from edge.cli import (
     bench,
+    compare,
     compress,
     demo,
     devices,
@@ -66,7 +67,7 @@ def _with_verbosity(command: Callable[..., None]) -> Callable[..., None]:
 
 
 for panel, modules in {
-    "The job": (compress, export, run, evaluate, profile, report, demo),
+    "The job": (compress, export, run, evaluate, profile, compare, report, demo),
     "What there is": (recipes, methods, targets, devices, doctor),
 }.items():
     for module in modules:
