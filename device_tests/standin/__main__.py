@@ -15,7 +15,7 @@ examples, from the top of the repository:
   python -m device_tests.standin -- edge devices
   python -m device_tests.standin --phones 2 --jetsons 0 -- sh -c 'adb devices -l; adb -s $PHONE0 shell getprop'
   python -m device_tests.standin -- sh -c 'ssh $JETSON0 uname -m'
-  python -m device_tests.standin -- edge profile BUNDLE --device ssh:standin-jetson
+  python -m device_tests.standin -- edge profile BUNDLE --device ssh:standin-jetson0
   python -m device_tests.standin                          a shell
 The command finds $PHONE0, $PHONE1 (adb serials), $JETSON0 (a name for ssh), and each device's folder on this machine in
 $PHONE0_FOLDER and so on: data/ is a phone's /data, home/ the Jetson's home, sys/ their /sys. adb and ssh are the real
@@ -28,7 +28,7 @@ def main() -> int:
     name, form = "python -m device_tests.standin", argparse.RawTextHelpFormatter
     parser = argparse.ArgumentParser(name, description=__doc__, epilog=EXAMPLES, formatter_class=form)
     parser.add_argument("--phones", type=int, default=1, help="how many phones (default 1)")
-    parser.add_argument("--jetsons", type=int, default=1, help="how many Jetsons: 0 or 1 (default 1)")
+    parser.add_argument("--jetsons", type=int, default=1, help="how many Jetsons (default 1)")
     parser.add_argument("command", nargs="*", default=["bash"], help="after --: what to run (default: a shell)")
     options = parser.parse_args()
     try:

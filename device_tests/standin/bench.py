@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -43,6 +44,7 @@ class Bench:
             stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
             (self.folder / "home").mkdir()
             self.adb = adbutils.adb_path()
+            self._configure_ssh()
             self.start_adb()
             stack.callback(self.stop_adb)
             self._stack = stack.pop_all()
@@ -54,16 +56,25 @@ class Bench:
     @property
     def environment(self) -> dict[str, str]:
         """This process's, so that adb and ssh find the devices, and nothing of the user's is read or written."""
-        paths = [*(str(jetson.bin) for jetson in self.jetsons), str(Path(self.adb).parent), os.environ["PATH"]]
+        tools = [self.folder / "bin", Path(self.adb).parent, Path(sys.executable).parent]
         return {
             **os.environ,
             "ANDROID_ADB_SERVER_PORT": str(SERVER_PORT),
             "HOME": str(self.folder / "home"),
             "EDGE_CACHE": str(cache_folder()),
-            "PATH": ":".join(paths),
-            **({"EDGE_SSH_CONFIG": str(self.jetsons[0].config)} if self.jetsons else {}),
+            "PATH": ":".join([*map(str, tools), os.environ["PATH"]]),
+            "EDGE_SSH_CONFIG": str(self.ssh_config),
             "HF_HUB_OFFLINE": "1",
         }
+
+    def _configure_ssh(self) -> None:
+        """Every Jetson brings a piece; who calls ssh by hand gets it as well."""
+        self.ssh_config = self.folder / "ssh_config"
+        self.ssh_config.write_text(f"Include {self.folder}/jetson*/ssh/config\n")
+        (self.folder / "bin").mkdir()
+        tool = self.folder / "bin/ssh"
+        tool.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {self.ssh_config} "$@"\n')
+        tool.chmod(0o755)
 
     def start_adb(self) -> None:
         """The server goes with this process, however that ends."""

@@ -10,8 +10,10 @@ from typing import Any
 
 from . import trees
 from .device import StandIn
+from .root import QEMU_PREFIX
 
 USER, USER_ID = "nvidia", 1000
+BOARD = {"model": "NVIDIA Jetson Orin Nano Developer Kit", "compatible": "nvidia,p3767\0nvidia,tegra234"}
 SERVER = """\
 HostKey /etc/ssh/host_key
 PidFile none
@@ -23,7 +25,7 @@ StrictModes no
 Subsystem sftp internal-sftp
 """
 CLIENT = """\
-Host {alias} 127.0.0.1
+Host {alias}
   HostName 127.0.0.1
   Port {port}
   User {user}
@@ -36,11 +38,17 @@ Host {alias} 127.0.0.1
 
 
 class Jetson(StandIn):
-    """`alias` is its name in ssh's configuration, `name` what edge calls it. `bin` has an ssh that reads that one."""
+    """`alias` is its name in ssh's configuration, `name` what edge does."""
 
-    alias = "standin-jetson"
-    name = f"ssh:{alias}"
     disk = f"/home/{USER}"
+
+    @property
+    def alias(self) -> str:
+        return f"standin-{self.folder.name}"
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"ssh:{self.alias}"
 
     def describe(self) -> dict[str, Any]:
         etc, home = self.folder / "etc", self.folder / "home"
@@ -48,6 +56,11 @@ class Jetson(StandIn):
         home.mkdir()
         os.chown(home, USER_ID, USER_ID)
         (etc / "nv_tegra_release").write_text("# R36 (release), REVISION: 4.3, BOARD: generic, EABI: aarch64\n")
+        # procfs takes no files, but QEMU looks at its prefix first
+        board = self.folder / "prefix/proc/device-tree"
+        board.mkdir(parents=True)
+        for name, text in BOARD.items():
+            (board / name).write_text(f"{text}\0")
         self._keys(etc / "ssh")
         server = ["/usr/sbin/sshd", "-D", "-e", "-p", str(self.port), "-o", "ListenAddress=127.0.0.1"]
         return {
@@ -55,7 +68,7 @@ class Jetson(StandIn):
             "environment": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
             "match": "sshd",
             "disk": self.disk,
-            "binds": {"/etc": str(etc), f"/home/{USER}": str(home)},
+            "binds": {"/etc": str(etc), f"/home/{USER}": str(home), QEMU_PREFIX: str(self.folder / "prefix")},
         }
 
     def tree(self) -> trees.Tree:
@@ -64,15 +77,6 @@ class Jetson(StandIn):
     @property
     def home(self) -> Path:
         return self.folder / "home"
-
-    @property
-    def config(self) -> Path:
-        """For `ssh -F`."""
-        return self.folder / "ssh/config"
-
-    @property
-    def bin(self) -> Path:
-        return self.folder / "bin"
 
     def _keys(self, server: Path) -> None:
         client = self.folder / "ssh"
@@ -83,9 +87,4 @@ class Jetson(StandIn):
         (server / "sshd_config").write_text(SERVER)
         known = (server / "host_key.pub").read_text()
         (client / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {known}")
-        self.config.write_text(CLIENT.format(alias=self.alias, port=self.port, user=USER, folder=client))
-        self.bin.mkdir()
-        for tool in ("ssh", "scp", "sftp"):
-            if real := shutil.which(tool):
-                (self.bin / tool).write_text(f'#!/bin/sh\nexec {real} -F {self.config} "$@"\n')
-                (self.bin / tool).chmod(0o755)
+        (client / "config").write_text(CLIENT.format(alias=self.alias, port=self.port, user=USER, folder=client))

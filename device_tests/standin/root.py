@@ -20,9 +20,24 @@ import pytest
 from edge.core.files import atomic_folder, cache_folder
 
 SUITE = "trixie"
-PACKAGES = ("base-files", "adbd", "toybox", "mksh", "openssh-server", "bash", "coreutils", "dash", "grep", "procps")
+PACKAGES = (
+    "base-files",
+    "adbd",
+    "toybox",
+    "mksh",
+    "openssh-server",
+    "bash",
+    "coreutils",
+    "dash",
+    "grep",
+    "sed",
+    "findutils",
+    "util-linux",
+    "procps",
+)
 QEMU = "qemu-aarch64"
-MOUNT_POINTS = ("proc", "sys", "dev", "data", "run", "tmp", "home/nvidia", "system")
+QEMU_PREFIX = "/usr/gnemul/qemu-aarch64"
+MOUNT_POINTS = ("proc", "sys", "dev", "data", "run", "tmp", "home/nvidia", "system", QEMU_PREFIX[1:])
 PASSWD = """\
 root:x:0:0:root:/root:/bin/sh
 sshd:x:100:65534:sshd:/run/sshd:/usr/sbin/nologin
