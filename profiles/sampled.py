@@ -115,7 +115,7 @@ def tracks(segments: Sequence[Segment], watched: Sequence[Column], attempts: Seq
     for column in watched:
         if column.unit in SCALES:
             unit, factor = SCALES[column.unit]
-            times, values = _line(segments, column.name, attempts)
+            times, values = _line(segments, lambda s, n=column.name: s.column(n), attempts)
             if times:
                 found.append(Track(column.name, unit, times, [round(value * factor, 6) for value in values]))
     return found
@@ -126,20 +126,14 @@ def power_tracks(segments: Sequence[Segment], source: Source, attempts: Sequence
     found = []
     for channel in source.channels:
         kind, unit = ("energy", "uJ") if channel.kind == "energy" else ("power", "uW")
-        times: list[int] = []
-        values: list[float] = []
-        for segment, offset in _placed(segments, attempts):
-            read = _values(segment, channel)
-            there = ~np.isnan(read)
-            times += (segment.time_ns[there] + offset).tolist()
-            values += read[there].tolist()
+        times, values = _line(segments, lambda s, c=channel: _values(s, c), attempts)
         if times:
             found.append(Track(f"{kind}/{channel.name}", unit, times, values))
     return found
 
 
 def memory(segments: Sequence[Segment], attempts: Sequence[Attempt]) -> list[MemorySample]:
-    times, values = _line(segments, "memory/resident", attempts)
+    times, values = _line(segments, lambda s: s.column("memory/resident"), attempts)
     return [MemorySample(at, round(1024 * kb)) for at, kb in zip(times, values, strict=True)]
 
 
@@ -206,13 +200,15 @@ def _values(segment: Segment, channel: Channel) -> Floats:
         return np.asarray(channel.value(parts), np.float64)
 
 
-def _line(segments: Sequence[Segment], name: str, attempts: Sequence[Attempt]) -> tuple[list[int], list[float]]:
+def _line(
+    segments: Sequence[Segment], reader: Callable[[Segment], Floats], attempts: Sequence[Attempt]
+) -> tuple[list[int], list[float]]:
     times: list[int] = []
     values: list[float] = []
     for segment, offset in _placed(segments, attempts):
-        read = segment.column(name)
-        there = ~np.isnan(read)
-        times += (segment.time_ns[there] + offset).tolist()
+        at, read = segment.time_ns + offset, reader(segment)
+        there = ~np.isnan(read) & (at >= 0)
+        times += at[there].tolist()
         values += read[there].tolist()
     return times, values
 

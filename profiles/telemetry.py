@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 from edge.core.measurement import Energy
 from edge.profiles import journal
@@ -53,16 +53,16 @@ def columns(tree: Path, root: str = "/", interval_ms: int = 100) -> list[Column]
     """
     slow, rare = (max(1, round(ms / interval_ms)) for ms in (SLOW_MS, RARE_MS))
     found = find_source(tree)[0]
-    relative = [
+    of_tree = [
         *(_power(found, tree) if found else []),
         *(Column(f"{kind}/cpu{n}", "kHz", path) for kind in ("frequency", "cap") for n, path in _clocks(tree, kind)),
-        Column("memory/resident", "kB", "proc/{pid}/status", "VmRSS:"),
-        Column("memory/peak", "kB", "proc/{pid}/status", "VmHWM:"),
+        Column("memory/resident", "kB", "/proc/{pid}/status", "VmRSS:"),
+        Column("memory/peak", "kB", "/proc/{pid}/status", "VmHWM:"),
         *(Column(f"temperature/{name}", "mC", path, every=slow) for name, path in _zones(tree)),
         *_battery(tree, slow),
-        Column("memory/proportional", "kB", "proc/{pid}/smaps_rollup", "Pss:", rare),
+        Column("memory/proportional", "kB", "/proc/{pid}/smaps_rollup", "Pss:", rare),
     ]
-    return [Column(c.name, c.unit, f"{root.rstrip('/')}/{c.path}", c.key, c.every) for c in relative]
+    return [replace(c, path=str(PurePosixPath(root) / c.path)) for c in of_tree]
 
 
 def text(watched: Sequence[Column]) -> str:
@@ -74,7 +74,7 @@ def watched(tree: Path, root: str = "/") -> dict[str, list[str]]:
     """What the runner itself reads around each repetition: paths on the device by `temperature`, `frequency`, `cap`."""
     found = {kind: [path for _, path in _clocks(tree, kind)] for kind in ("frequency", "cap")}
     found["temperature"] = [path for _, path in _zones(tree)]
-    return {kind: [f"{root.rstrip('/')}/{path}" for path in paths] for kind, paths in found.items()}
+    return {kind: [str(PurePosixPath(root) / path) for path in paths] for kind, paths in found.items()}
 
 
 def source_of(tree: Path) -> tuple[Source | None, str]:

@@ -23,6 +23,17 @@ def caps_khz(root: Path = ROOT) -> list[int]:
     return _from_cpufreq(root, "scaling_max_freq")
 
 
+def throttle_count(root: Path = ROOT) -> int:
+    """How often the processor's own protection lowered a core's clock since boot, where x86 counts that; else 0."""
+    count = 0
+    for file in (root / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count"):
+        try:
+            count += int(file.read_text())
+        except (OSError, ValueError):
+            continue
+    return count
+
+
 def governor(root: Path = ROOT) -> str | None:
     """The scaling governor of the first core, None without cpufreq."""
     try:

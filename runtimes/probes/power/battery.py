@@ -136,9 +136,11 @@ def power_series(
 
 
 def _renewed(time_ns: np.ndarray, values: np.ndarray, refresh_ns: int) -> list[int]:
+    """Readings that carry news, one per period and a half where nothing changes, and the last, up to which it holds."""
     kept = [0]
     for i in range(1, len(values)):
-        if values[i] != values[i - 1] or time_ns[i] - time_ns[kept[-1]] >= 1.5 * refresh_ns:
+        old = time_ns[i] - time_ns[kept[-1]] >= 1.5 * refresh_ns
+        if values[i] != values[i - 1] or old or i == len(values) - 1:
             kept.append(i)
     return kept
 

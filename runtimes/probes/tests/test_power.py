@@ -163,7 +163,7 @@ def test_battery_is_calibrated_by_watching_it():
     found = battery.calibrate(times, raw)
     assert found == battery.Calibration(1, -1, 5 * 10**9)
     series = battery.power_series(times, raw, [4000.0] * 60, found)
-    assert len(series.time_ns) == 12 and series.value[0] == pytest.approx(1.2e6) and series.source == "gauge"
+    assert len(series.time_ns) == 12 + 1 and series.value[0] == pytest.approx(1.2e6) and series.source == "gauge"
     for bad, reason in (([0] * 60, "reads 0"), ([5] * 30 + [-5] * 30, "sign"), ([7] * 60, "did not change")):
         with pytest.raises(PowerUnavailableError, match=reason):
             battery.calibrate(times, bad)
