@@ -278,3 +278,15 @@ def report(results: Sequence[str | Path], output: str | Path, *, title: str = "e
     html.write(loaded.evaluations, loaded.measurements, output, title=title)
     card.write(loaded.evaluations, loaded.measurements, output.with_suffix(".md"), title=title)
     return output
+
+
+def trace(results: Sequence[str | Path], output: str | Path, *, engine_trace: str | Path | None = None) -> Path:
+    """One Perfetto trace of the runs in result files of `profile`. Needs the extra `trace`.
+
+    engine_trace: ONNX Runtime's own JSON trace of the only run, for every operator call in place of an average step.
+    """
+    from edge.report.results import load_results
+    from edge.report.trace import write
+
+    loaded = load_results([Path(p) for p in results])
+    return write(loaded.measurements, Path(output), engine_trace=None if engine_trace is None else Path(engine_trace))

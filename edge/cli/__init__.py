@@ -27,6 +27,7 @@ from edge.cli import (
     report,
     run,
     targets,
+    trace,
 )
 from edge.core.console import console, set_verbosity
 from edge.core.errors import EdgeError
@@ -67,7 +68,7 @@ def _with_verbosity(command: Callable[..., None]) -> Callable[..., None]:
 
 
 for panel, modules in {
-    "The job": (compress, export, run, evaluate, profile, compare, report, demo),
+    "The job": (compress, export, run, evaluate, profile, compare, report, trace, demo),
     "What there is": (recipes, methods, targets, devices, doctor),
 }.items():
     for module in modules:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from edge.core.measurement import Energy, EnergySource, EnergyWindow, Measurement
 from edge.profiles import statistics
-from edge.profiles.protocol import CV_GATE
+from edge.profiles.plan import CV_GATE
 from edge.profiles.statistics import Summary
 from edge.report import table
 from edge.report.results import Row, device_name
@@ -201,7 +201,13 @@ def _temperature(measurement: Measurement) -> Cell | None:
 
 
 def _state(measurement: Measurement) -> str:
-    return ", ".join(f"{name} {value}" for name, value in measurement.state.items())
+    """What was set stands for itself, with what it was before where that was another."""
+    said = []
+    for name, value in measurement.state.items():
+        now = measurement.state.get(f"{name} set", value)
+        if not name.endswith(" set"):
+            said.append(f"{name} {now}" + (f" (was {value})" if now != value else ""))
+    return ", ".join(said)
 
 
 def _sampler(measurement: Measurement) -> Cell | None:

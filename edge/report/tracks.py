@@ -161,3 +161,16 @@ def memory(measurement: Measurement) -> list[tuple[str, list[int], list[int]]]:
         samples = measurement.memory
         lines.insert(0, ("resident", [s.time_ns for s in samples], [s.resident_bytes for s in samples]))
     return lines
+
+
+def natural(name: str) -> tuple[tuple[int, str], ...]:
+    """A key that sorts cpu10 behind cpu9."""
+    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name))
+
+
+def end_s(measurement: Measurement) -> float:
+    """When the last thing happened that is known of, in seconds of the run."""
+    ends = [phase.end_ns for phase in measurement.phases] + [s.time_ns for s in measurement.memory[-1:]]
+    ends += [track.time_ns[-1] for track in measurement.tracks if track.time_ns]
+    ends += [end_ns(r) for r in measurement.repetitions]
+    return max(ends, default=0) / 1e9

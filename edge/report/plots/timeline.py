@@ -68,7 +68,7 @@ def _figure(position: int, label: str, measurement: Measurement, shown: Sequence
             {**trace, "xaxis": "x", "yaxis": f"y{number_}", "legend": f"legend{number_}"} for trace in panel.traces
         ]
     plot["showlegend"] = True
-    end = end_s(measurement)
+    end = tracks.end_s(measurement)
     plot["xaxis"] |= {"anchor": f"y{len(shown)}" if len(shown) > 1 else "y", "range": [0, end]}
     plot["shapes"], plot["annotations"] = _phases(measurement, end)
     plot["shapes"] += _repetitions(measurement) if shown[0].title == SPEED else []
@@ -81,14 +81,6 @@ def _caption(measurement: Measurement, shown: Sequence[Panel]) -> str:
     if any(r.throttled for r in measurement.repetitions):
         parts.append("Red bands are throttled repetitions.")
     return " ".join([*parts, *(panel.note for panel in shown if panel.note)])
-
-
-def end_s(measurement: Measurement) -> float:
-    """When the last thing happened that is known of, in seconds of the run."""
-    ends = [phase.end_ns for phase in measurement.phases] + [s.time_ns for s in measurement.memory[-1:]]
-    ends += [track.time_ns[-1] for track in measurement.tracks if track.time_ns]
-    ends += [r.start_ns + r.prefill_ns + sum(r.decode_ns) for r in measurement.repetitions]
-    return max(ends, default=0) / 1e9
 
 
 def _phases(measurement: Measurement, end: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -123,7 +115,7 @@ def _repetitions(measurement: Measurement) -> list[dict[str, Any]]:
     placed = tracks.placed(measurement)
     shapes = [_shade(r.start_ns / 1e9, tracks.end_ns(r) / 1e9, "rgba(208,52,44,0.16)") for r in placed if r.throttled]
     for r in placed:
-        prompt = _shade(r.start_ns / 1e9, (r.start_ns + r.prefill_ns) / 1e9, "rgba(196,151,26,0.30)")
+        prompt = _shade(r.start_ns / 1e9, (r.start_ns + r.prefill_ns) / 1e9, "rgba(196,151,26,0.20)")
         shapes += [prompt | {"yref": "y domain"}] if r.decode_ns else []
     return shapes
 
@@ -235,7 +227,7 @@ def _memory(measurement: Measurement) -> Panel | None:
     data[0] |= {"fill": "tozeroy", "fillcolor": color(0) + "22"}
     top = measurement.peak_bytes
     if top:
-        ends = [0.0, round(end_s(measurement), 3)]
+        ends = [0.0, round(tracks.end_s(measurement), 3)]
         peak = _line("peak as the kernel counts it", ends, [top / 1e6] * 2, GREY, "peak %{y:.0f} MB", width=1.5)
         peak["line"]["dash"] = "dash"
         data.append(peak)
