@@ -13,7 +13,7 @@ import msgspec
 from edge.answer import EncoderDecoderModel
 from edge.core.bundle import MANIFEST, Bundle, Gates, Manifest, open_bundle, seal
 from edge.core.console import info
-from edge.core.errors import DeviceUnavailable, EngineMissing, GateFailed, UsageError, nearest
+from edge.core.errors import EngineMissing, GateFailed, UsageError, nearest
 from edge.core.files import atomic_folder
 from edge.core.measurement import Agreement, Evaluation, Measurement
 from edge.core.plugins import RUNTIMES, TARGETS
@@ -209,29 +209,23 @@ def profile(
     path: str | Path,
     *,
     device: str = "cpu",
-    prompt_tokens: int = 128,
-    generated_tokens: int = 64,
-    repetitions: int = 5,
-    threads: int = 0,
+    output: str | Path | None = None,
+    fresh: bool = False,
     meter_csv: str | Path | None = None,
+    **options: Any,
 ) -> Measurement:
     """Measure a bundle on a device: latency, memory, operators, energy, with the raw samples.
 
-    meter_csv: the file that an external power meter writes meanwhile, and has written when the last idle stretch ends.
+    output: where the result is written, also of a run that failed on its way. A run that was cut off is taken up where
+    it stopped, unless `fresh`. meter_csv: the file that an external power meter writes meanwhile, and has written when
+    the last idle stretch ends. options: the fields of `edge.profiles.plan.Plan`: prompt_tokens, generated_tokens,
+    repetitions, threads, cores, mode ..
     """
-    from edge.profiles.protocol import profile as run
+    from edge.profiles.run import profile as run
 
-    if device != "cpu":
-        hint = "this version measures on `cpu`, the machine it runs on"
-        raise DeviceUnavailable("device.unknown", f"no device '{device}'", hint)
-    return run(
-        open_bundle(Path(path)),
-        prompt_tokens=prompt_tokens,
-        generated_tokens=generated_tokens,
-        repetitions=repetitions,
-        threads=threads,
-        meter_csv="" if meter_csv is None else str(Path(meter_csv).absolute()),
-    )
+    options |= {} if meter_csv is None else {"meter_csv": str(Path(meter_csv).absolute())}
+    result = None if output is None else Path(output)
+    return run(open_bundle(Path(path)), device=device, fresh=fresh, output=result, **options)
 
 
 def compare(

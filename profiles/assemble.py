@@ -78,11 +78,13 @@ def identity(bundle: Bundle) -> dict[str, Any]:
 def protocol_of(plan: Plan, done: Sequence[Repetition]) -> Protocol:
     """How it was measured. Of a conversation the tokens are those of all its turns together."""
     turns = turns_of(plan)
+    whole = [r for r in done if r.turn == 0]
+    calm = [r for r in whole if not r.throttled]
     return Protocol(
         prompt_tokens=sum(read for read, _ in turns),
         generated_tokens=sum(made for _, made in turns),
         warm_ups=plan.warm_ups,
-        repetitions=sum(r.turn == 0 and (plan.mode == "sustained" or not r.throttled) for r in done),
+        repetitions=len(calm if calm and plan.mode != "sustained" else whole),
         threads=plan.threads,
         mode=plan.mode,
         cores=plan.cores,

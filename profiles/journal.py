@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,10 +185,21 @@ def finished(entries: Sequence[Entry], turns: int = 1) -> list[list[Repeated]]:
 class Journal:
     """A journal that is open for writing: `entries` holds what is in the file."""
 
-    def __init__(self, path: Path, file: int, entries: list[Entry]) -> None:
+    def __init__(self, path: Path, file: int, entries: list[Entry], digest: str) -> None:
         self.path = path
         self.entries = entries
         self._file = file
+        self._digest = digest
+
+    def begin(self, versions: Mapping[str, str]) -> None:
+        """This process takes the run up with a Python session. versions: of what computes."""
+        fields = {"plan": self._digest, "engine": "python", "pid": os.getpid(), "boot": boot_id()}
+        self.append(Begin, at_ns=time.monotonic_ns(), versions=dict(versions), **fields)
+
+    def restart(self) -> None:
+        """Forget all that was done."""
+        os.truncate(self._file, 0)
+        self.entries.clear()
 
     def append(self, kind: Kind, **fields: Any) -> Entry:
         """Write an entry with the next number; on return it is on the disk.
@@ -226,7 +238,7 @@ def taken_up(path: Path, digest: str) -> Iterator[Journal]:
         if entries and not (isinstance(entries[0], Begin) and entries[0].plan == digest):
             hint = "start anew with --fresh"
             raise UsageError("journal.other", f"{path} is the journal of another plan", hint)
-        yield Journal(path, file, entries)
+        yield Journal(path, file, entries, digest)
     finally:
         os.close(file)
 

@@ -14,6 +14,7 @@ from edge.core.measurement import Mode
 CV_GATE = 0.10
 EXTENSION = 4
 CALLS = 10
+DEFAULT_TURNS = [(64, 64), (32, 64), (32, 64)]
 Engine = Literal["auto", "python", "runner"]
 Turns = list[tuple[int, int]]
 

@@ -1,12 +1,13 @@
-"""How a bundle is measured.
+"""How a bundle is measured by a session in this process; the native runner (`kernels/runner`) does the same.
 
-In a process of its own, so that memory and load time are the model's and not those of whatever ran before: open a
-session from files that are not in the page cache, warm up, then repeat one conversation: a prefill of `prompt_tokens`
-and `generated_tokens` more, each timed until the next token is picked (greedy). At least `repetitions` of them and
-`min_seconds`, and more while they disagree by over `CV_GATE`, up to `repetitions * EXTENSION`. Raw samples are kept.
-Of a model that runs in one call (an encoder, a vision model) the prefill is the call, nothing is decoded, and there are
-`CALLS` times as many repetitions. A second session, opened with the engine's profiler, gives the per-operator rows: its
-overhead is in no timing.
+Open a session, hold it against the bundle's samples, warm up, then repeat one conversation: a prompt is read and tokens
+are made, each timed until the next token is picked (greedy). At least `repetitions` of them and `min_seconds`, and more
+while they disagree by over `CV_GATE`, up to `repetitions * EXTENSION`. A repetition during which a cap of the clock was
+lower than at the run's beginning is marked, waited after, and done again. Every repetition is in the journal when the
+next one begins. Raw samples are kept. A sustained run repeats without rest until its speed is steady
+(`edge.profiles.sustained`). Of a model that runs in one call (an encoder, a vision model) the prefill is the call and
+nothing is decoded. A second session, opened with the engine's profiler, gives the per-operator rows: its overhead is in
+no timing.
 """
 
 from __future__ import annotations
@@ -14,138 +15,277 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from edge.core.bundle import Bundle
 from edge.core.console import Ticker, info, progress
-from edge.core.measurement import Energy, Measurement, Protocol, Repetition
+from edge.core.measurement import Energy, MemorySample
 from edge.core.session import OperatorTime, Session, SessionOptions
-from edge.profiles.assemble import identity
+from edge.profiles.accounting import not_available
+from edge.profiles.answering import measurable
+from edge.profiles.cooling import Cooling
 from edge.profiles.energy_meter import EnergyMeter
 from edge.profiles.fingerprint import fingerprint
-from edge.profiles.plan import CALLS, CV_GATE, EXTENSION, Plan, check_room, turn_prompts
-from edge.profiles.statistics import rate, summarize
+from edge.profiles.journal import Journal, ParityChecked, Peak, Repeated, Span, finished
+from edge.profiles.parity import check, held
+from edge.profiles.plan import CALLS, CV_GATE, EXTENSION, Plan, check_room, turn_prompts, turns_of
+from edge.profiles.statistics import summarize
+from edge.profiles.sustained import is_steady
 from edge.runtimes.probes.clock import frequencies_khz
 from edge.runtimes.probes.memory import MemoryTimeline
 
-OpenSession = Callable[[SessionOptions], Session]
+ROOT = Path("/")
+OpenSession = Callable[[SessionOptions], Any]
+Begin = Callable[[str, int], None]
 
 
-def profile(bundle: Bundle, **options: Any) -> Measurement:
-    """Measure `bundle` on this machine in a fresh process. `options` are the fields of `Plan`.
+class Watched(msgspec.Struct, frozen=True):
+    """What a process saw beside its journal. memory: times since `start_ns` on the journal's clock."""
 
-    Raises `UsageError` for an option out of range or a conversation longer than the context, and `EdgeError` where the
-    process dies.
+    start_ns: int
+    memory: list[MemorySample]
+    energy: Energy
+    operators: list[OperatorTime]
+    device: dict[str, Any]
+    schema: int = 1
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn as it was timed. cpu_ns: processor time of all threads together."""
+
+    start_ns: int
+    prompt_tokens: int
+    prefill_ns: int
+    decode_ns: list[int]
+    cpu_ns: int
+    encode_ns: int
+
+    def spans(self, made: int) -> list[tuple[str, int, int, int]]:
+        """Name, start, end and tokens of its stretches."""
+        picked = self.start_ns + self.prefill_ns
+        if not made:
+            return [("call", self.start_ns, picked, 1)]
+        end = picked + sum(self.decode_ns)
+        return [("prefill", self.start_ns, picked, self.prompt_tokens), ("decode", picked, end, made - 1)]
+
+
+def measure(
+    bundle: Bundle,
+    open_session: OpenSession,
+    plan: Plan,
+    log: Journal,
+    *,
+    meter: EnergyMeter | None = None,
+    root: Path = ROOT,
+) -> Watched:
+    """Run the protocol in this process, with sessions from `open_session`, into a journal that has begun.
+
+    root: where /proc and /sys lie. Raises `GateFailed` for a model that doesn't say what it said at export.
     """
-    from edge.profiles.worker import run_apart
-
-    task = bundle.manifest.task
-    if task in ("encoder", "vision"):
-        repetitions = CALLS * options.get("repetitions", Plan().repetitions)
-        options |= {"calls": True, "generated_tokens": 0, "repetitions": repetitions}
-        options |= {"prompt_tokens": 0} if task == "vision" else {}
-    plan = Plan(**options)
     check_room(plan, bundle.manifest.context_length)
-    return run_apart(bundle, plan)
-
-
-def measure(bundle: Bundle, open_session: OpenSession, plan: Plan, meter: EnergyMeter | None = None) -> Measurement:
-    """Run the protocol in this process, with sessions from `open_session`."""
-    check_room(plan, bundle.manifest.context_length)
-    meter = meter or EnergyMeter(meter_csv=Path(plan.meter_csv) if plan.meter_csv else None)
+    meter_csv = Path(plan.meter_csv) if plan.meter_csv else None
+    meter = meter or EnergyMeter(root, idle_s=plan.idle_s, meter_csv=meter_csv)
     timeline = MemoryTimeline()
     with timeline.running():
-        with timeline.phase("load"):
-            start = time.perf_counter_ns()
-            session = open_session(SessionOptions(threads=plan.threads))
-            load_ns = time.perf_counter_ns() - start
+        start_ns = time.monotonic_ns()
+        with _phase(log, "load"):
+            opened = open_session(SessionOptions(threads=plan.threads))
         try:
-            repetitions, energy = _repeat(session, plan, timeline, meter, bundle.manifest.name)
+            _hold(opened, bundle, log)
+            energy = _Run(measurable(opened, bundle), plan, log, meter, root).go(bundle.manifest.name)
         finally:
-            session.close()
-    return Measurement(
-        **identity(bundle),
-        device=fingerprint(),
-        protocol=Protocol(plan.prompt_tokens, plan.generated_tokens, plan.warm_ups, len(repetitions), plan.threads),
-        load_ns=load_ns,
-        repetitions=repetitions,
-        operators=_operators(open_session, plan),
-        peak_bytes=timeline.peak_bytes,
-        memory=timeline.samples,
-        phases=timeline.phases,
-        energy=energy,
-    )
+            opened.close()
+    log.append(Peak, peak_bytes=timeline.peak_bytes)
+    operators = _operators(lambda options: measurable(open_session(options), bundle), plan)
+    return Watched(start_ns, timeline.samples, energy, operators, fingerprint(root))
 
 
-def _repeat(
-    session: Session, plan: Plan, timeline: MemoryTimeline, meter: EnergyMeter, name: str
-) -> tuple[list[Repetition], Energy]:
-    prompt = turn_prompts(session.vocab_size, plan)[0]
-    with progress(f"profile {name}", plan.warm_ups + plan.repetitions) as tick:
-        with timeline.phase("warm-up"):
-            for _ in range(plan.warm_ups):
-                converse(session, prompt, plan.generated_tokens)
-                tick(1, "warming up")
+@contextmanager
+def _phase(log: Journal, name: str) -> Iterator[None]:
+    start = time.monotonic_ns()
+    yield
+    log.append(Span, name=name, start_ns=start, end_ns=time.monotonic_ns())
+
+
+def _hold(session: Any, bundle: Bundle, log: Journal) -> None:
+    parity = held(session, bundle)
+    if parity is None:
+        info(f"{bundle.path} has no samples to hold it against: nobody knows here whether it computes the right thing")
+        return
+    log.append(ParityChecked, **msgspec.structs.asdict(parity))
+    check(parity, bundle.manifest.name)
+
+
+class _Run:
+    """The repetitions of a plan that its journal doesn't have yet."""
+
+    def __init__(self, session: Session, plan: Plan, log: Journal, meter: EnergyMeter, root: Path) -> None:
+        self.session, self.plan, self.log, self.meter, self.root = session, plan, log, meter, root
+        self.turns = turns_of(plan)
+        self.prompts = turn_prompts(session.vocab_size, plan)
+        self.done = finished(log.entries, len(self.turns))
+        self.cooling = Cooling(plan, root, self.done)
+
+    def go(self, name: str) -> Energy:
+        """Warm up, repeat as long as it takes, and say what energy that used."""
+        total = self.plan.max_seconds if self.plan.mode == "sustained" else self.plan.warm_ups + self.plan.repetitions
+        with progress(f"profile {name}", total) as tick:
+            with _phase(self.log, "warm-up"):
+                for _ in range(self.plan.warm_ups):
+                    converse(self.session, self.prompts, self.turns)
+                    tick(self.plan.mode != "sustained", "warming up")
+            if self.enough():
+                return not_available("the run was taken up after its last repetition")
+            return self._metered(tick)
+
+    def _metered(self, tick: Ticker) -> Energy:
+        """The measured part, idle stretches around it where something tells energy."""
+        taken_up = len(self.done)
         gc.collect()
         gc.disable()  # a collection inside a timed step would be charged to the model
         try:
-            meter.start()
-            with timeline.phase("measured"):
-                repetitions = _measured(session, prompt, plan, meter, tick)
-            meter.stop()
+            self._idle("idle before", self.meter.start)
+            while not self.enough():
+                self._rest(first=len(self.done) == taken_up)
+                self._repeat()
+                tick(*self._told())
+            self._idle("idle after", self.meter.stop)
         finally:
             gc.enable()
-    spread = summarize([rate(r) for r in repetitions]).cv
-    if spread > CV_GATE:
-        info(f"Noisy: speed varies by {spread:.0%} over {len(repetitions)} repetitions; read it with its spread")
-    return repetitions, meter.energy()
+        self._say_noise()
+        energy = self.meter.energy()
+        if taken_up and energy.energy_uj is not None:
+            reason = f"{energy.reason}; of repetitions {taken_up + 1} to {len(self.done)}, after the run was taken up"
+            energy = msgspec.structs.replace(energy, reason=reason)
+        return energy
 
+    def _idle(self, name: str, wait: Callable[[], None]) -> None:
+        if not self.meter.measures:
+            return
+        with _phase(self.log, name):
+            wait()
 
-def _measured(session: Session, prompt: list[int], plan: Plan, meter: EnergyMeter, tick: Ticker) -> list[Repetition]:
-    """At least the planned repetitions and seconds; more while their decode speeds disagree."""
-    done: list[Repetition] = []
-    start = time.perf_counter()
-    while len(done) < plan.repetitions * EXTENSION:
-        done.append(converse(session, prompt, plan.generated_tokens, meter.begin))
-        meter.begin("")
-        rates = summarize([rate(r) for r in done])
-        unit = "calls/s" if plan.calls else "tokens/s"
-        tick(1 if len(done) <= plan.repetitions else 0, f"{rates.median:.1f} {unit}, CV {rates.cv:.1%}")
-        enough = len(done) >= plan.repetitions and time.perf_counter() - start >= plan.min_seconds
-        if enough and rates.cv <= CV_GATE:
-            break
-    return done
+    def _rest(self, *, first: bool) -> None:
+        """What the plan asks for before a repetition; after a throttled one until the device has recovered."""
+        if self.plan.mode == "sustained":
+            if first:
+                self.cooling.wait_to_start(self.log)
+            return
+        if not first and self.plan.cool_down_s:
+            with _phase(self.log, "cool-down"):
+                time.sleep(self.plan.cool_down_s)
+        if self.done and self.done[-1][0].throttled:
+            self.cooling.wait_to_recover(self.log)
+        self.cooling.wait_to_start(self.log)
+
+    def _repeat(self) -> None:
+        """One repetition, in the journal when this returns."""
+        temperature, watch = self.cooling.hottest_mc(), self.cooling.watch()
+        turns = converse(self.session, self.prompts, self.turns, self.meter.begin)
+        self.meter.begin("")
+        clocks, (caps, throttled) = frequencies_khz(self.root), watch()
+        index = self.done[-1][0].index + 1 if self.done else 0
+        entries: list[Repeated] = []
+        for number, (turn, (_, made)) in enumerate(zip(turns, self.turns, strict=True)):
+            for name, start, end, tokens in turn.spans(made):
+                self.log.append(Span, name=name, start_ns=start, end_ns=end, tokens=tokens)
+            told = {"frequency_khz": clocks, "caps_khz": caps, "throttled": throttled, "temperature_mc": temperature}
+            entries.append(self.log.append(Repeated, index=index, turn=number, **vars(turn), **told))
+        self.done.append(entries)
+
+    def enough(self) -> bool:
+        """Whether there is nothing more to repeat."""
+        plan, speeds = self.plan, self._speeds()
+        measured_s = sum(_duration_ns(turns) for turns in self.done) / 1e9
+        if plan.mode == "sustained":
+            return measured_s >= plan.max_seconds or (
+                measured_s >= plan.min_seconds and is_steady(speeds, 2 * plan.repetitions)
+            )
+        if len(self.done) >= plan.repetitions * EXTENSION:
+            return True
+        if len(speeds) < plan.repetitions or measured_s < plan.min_seconds:
+            return False
+        return summarize(speeds).cv <= CV_GATE
+
+    def _speeds(self) -> list[float]:
+        """Of the repetitions that count."""
+        sustained = self.plan.mode == "sustained"
+        return [speed(turns) for turns in self.done if sustained or not turns[0].throttled]
+
+    def _told(self) -> tuple[float, str]:
+        """How far this brought the run, and a note."""
+        unit = "calls/s" if self.plan.calls else "tokens/s"
+        last = f"{speed(self.done[-1]):.1f} {unit}"
+        if self.plan.mode == "sustained":
+            return _duration_ns(self.done[-1]) / 1e9, last
+        speeds = self._speeds()
+        if not speeds or self.done[-1][0].throttled:
+            return 0, f"{last}, throttled: done again"
+        rates = summarize(speeds)
+        return len(speeds) <= self.plan.repetitions, f"{rates.median:.1f} {unit}, CV {rates.cv:.1%}"
+
+    def _say_noise(self) -> None:
+        speeds = self._speeds()
+        throttled = len(self.done) - len(speeds)
+        if throttled:
+            what = "and don't count" if speeds else "so that is the speed which is told"
+            info(f"Throttled: {throttled} of {len(self.done)} repetitions ran with a lowered clock, {what}")
+        if self.plan.mode != "sustained" and speeds and (spread := summarize(speeds).cv) > CV_GATE:
+            info(f"Noisy: speed varies by {spread:.0%} over {len(speeds)} repetitions; read it with its spread")
 
 
 def converse(
-    session: Session, prompt: list[int], generated_tokens: int, begin: Callable[[str, int], None] | None = None
-) -> Repetition:
-    """One conversation. Each time runs until the token is picked, so `prefill_ns` is the time to the first token.
+    session: Session, prompts: Sequence[Sequence[int]], turns: Sequence[tuple[int, int]], begin: Begin | None = None
+) -> list[Turn]:
+    """One conversation, turn by turn. Each time runs until the token is picked: `prefill_ns` is that to the first one.
 
-    `begin` hears which stretch begins and how many tokens it reads or makes; a call counts as one.
+    A later turn also reads the last token that the one before it made. `begin` hears which stretch begins and how many
+    tokens it reads or makes; a call counts as one.
     """
-    if begin:
-        begin(*("prefill", len(prompt)) if generated_tokens else ("call", 1))
-    cpu = time.process_time_ns()
-    before = time.perf_counter_ns()
-    token = int(np.argmax(session.prefill(prompt)[-1]))
-    prefill_ns = time.perf_counter_ns() - before
-    if begin and generated_tokens:
-        begin("decode", generated_tokens - 1)
-    decode_ns = []
-    for _ in range(generated_tokens - 1):
+    done: list[Turn] = []
+    picked = 0
+    for prompt, (_, made) in zip(prompts, turns, strict=True):
+        tokens = [picked, *prompt] if done else list(prompt)
+        read = session.extend if done else session.prefill
+        if begin:
+            begin(*("prefill", len(tokens)) if made else ("call", 1))
+        cpu, start = time.process_time_ns(), time.monotonic_ns()
         before = time.perf_counter_ns()
-        token = int(np.argmax(session.decode(token)[-1]))
-        decode_ns.append(time.perf_counter_ns() - before)
-    encode_ns = getattr(session, "encode_ns", 0)
-    return Repetition(len(prompt), prefill_ns, decode_ns, time.process_time_ns() - cpu, frequencies_khz(), encode_ns)
+        picked = int(np.argmax(read(tokens)[-1]))
+        prefill_ns = time.perf_counter_ns() - before
+        if begin and made:
+            begin("decode", made - 1)
+        decode_ns = []
+        for _ in range(made - 1):
+            before = time.perf_counter_ns()
+            picked = int(np.argmax(session.decode(picked)[-1]))
+            decode_ns.append(time.perf_counter_ns() - before)
+        cpu_ns, encode_ns = time.process_time_ns() - cpu, getattr(session, "encode_ns", 0)
+        done.append(Turn(start, len(tokens), prefill_ns, decode_ns, cpu_ns, encode_ns))
+    return done
 
 
-def _operators(open_session: OpenSession, plan: Plan) -> list[OperatorTime]:
+def speed(turns: Sequence[Repeated]) -> float:
+    """Decoded tokens per second over the turns of a repetition; calls per second where nothing was decoded."""
+    decode_ns = sum(sum(turn.decode_ns) for turn in turns)
+    if decode_ns:
+        return sum(len(turn.decode_ns) for turn in turns) / (decode_ns / 1e9)
+    return len(turns) / (sum(turn.prefill_ns for turn in turns) / 1e9)
+
+
+def _duration_ns(turns: Sequence[Repeated]) -> int:
+    return sum(turn.prefill_ns + sum(turn.decode_ns) for turn in turns)
+
+
+def _operators(open_session: Callable[[SessionOptions], Session], plan: Plan) -> list[OperatorTime]:
     """Rows over single-token steps alone, or over calls.
 
     The prompt too is fed token by token, so that the context is a real one.
@@ -162,7 +302,7 @@ def _operators(open_session: OpenSession, plan: Plan) -> list[OperatorTime]:
             logits = session.prefill(prompt[:1])
             for token in prompt[1:]:
                 logits = session.decode(token)
-            for _ in range(plan.generated_tokens - 1):
+            for _ in range(turns_of(plan)[0][1] - 1):
                 logits = session.decode(int(np.argmax(logits[-1])))
             return session.end_profile()
         finally:

@@ -26,7 +26,7 @@ from edge.models.checkpoint import open_checkpoint
 from edge.models.offgrid import take_off_grid
 from edge.profiles import statistics
 from edge.profiles.peers.command import run_edge
-from edge.profiles.protocol import profile
+from edge.profiles.run import profile
 
 MODEL = "SmolLM2-135M-Instruct"
 PRESETS = {"fp32": "", "int8": "int8", "int4": "int4", "int3": "int3", "int2": "int2"}

@@ -26,6 +26,11 @@ class Bigram:
         logits = self.table[list(tokens)]
         return logits if all_logits else logits[-1:]
 
+    def extend(self, tokens, *, all_logits=False):
+        self.calls.append(("extend", tuple(tokens)))
+        logits = self.table[list(tokens)]
+        return logits if all_logits else logits[-1:]
+
     def decode(self, token):
         self.calls.append(("decode", token))
         time.sleep(next(self.naps))

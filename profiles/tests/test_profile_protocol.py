@@ -12,14 +12,22 @@ from edge.core.errors import EdgeError, UsageError
 from edge.core.files import read_json, write_json
 from edge.core.measurement import Measurement
 from edge.core.session import OperatorTime
-from edge.profiles import protocol
+from edge.profiles import journal, protocol
 from edge.profiles.energy_meter import EnergyMeter
+from edge.profiles.journal import End, taken_up
+from edge.profiles.local import assembled
 from edge.profiles.plan import CV_GATE, Plan, turn_prompts
-from edge.profiles.protocol import measure, profile
+from edge.profiles.protocol import measure
+from edge.profiles.run import profile
 from edge.profiles.statistics import decode_tokens_per_s
 from edge.profiles.tests.bigram import Bigram, make_bundle
 
 PLAN = Plan(prompt_tokens=6, generated_tokens=4, repetitions=5, min_seconds=0)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -34,7 +42,10 @@ def run(bundle, plan=PLAN, naps=(0.001,), **options):
         opened.append(Bigram(session_options, naps))
         return opened[-1]
 
-    return measure(bundle, open_session, plan, **options), opened
+    with taken_up(bundle.path.parent / "run" / journal.NAME, "digest") as log:
+        log.begin({})
+        watched = measure(bundle, open_session, plan, log, **options)
+        return assembled(bundle, plan, [*log.entries, End(99, 0, "ok")], watched), opened
 
 
 def test_one_conversation_repeated(bundle):
@@ -99,8 +110,8 @@ def test_the_session_is_closed_when_it_fails(bundle):
             raise EdgeError("engine.failed", "no")
 
     session = Failing()
-    with pytest.raises(EdgeError, match="no"):
-        measure(bundle, lambda options: session, PLAN)
+    with taken_up(bundle.path.parent / journal.NAME, "digest") as log, pytest.raises(EdgeError, match="no"):
+        measure(bundle, lambda options: session, PLAN, log)
     assert session.closed
 
 
