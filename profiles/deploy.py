@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edge.core.bundle import Bundle
-from edge.core.console import progress
+from edge.core.console import Ticker, progress
 from edge.core.errors import DeviceUnavailable
 from edge.core.files import sha256
 from edge.core.target import Device
@@ -53,8 +53,9 @@ def deploy(connection: Connection, bundle: Bundle, library: Path | None = None) 
     library: ONNX Runtime's for the device, where the user has one. Raises `EdgeError` where something can't be built
     or had, the device is full, or stays away for `RECONNECT_S`.
     """
-    from edge.kernels.runner import build
     from edge.runtimes._onnxruntime_library import library_for
+
+    from edge.kernels.runner import build
 
     tools = build(connection.device.platform)
     library = library or library_for(connection.device.platform)
@@ -66,7 +67,7 @@ def deploy(connection: Connection, bundle: Bundle, library: Path | None = None) 
     with progress(f"send to {connection.device.name}", sum(file.stat().st_size for file, _ in jobs) / 1e6) as tick:
         for file, remote in jobs:
             note = PurePosixPath(remote).name
-            persist(connection, lambda f=file, r=remote, n=note: connection.push(f, r, _megabytes(tick, n)))
+            persist(connection, lambda f=file, r=remote, n=note: connection.push(f, r, megabytes(tick, n)))
     persist(connection, lambda: connection.run(["chmod", "755", f"{tool_folder}/runner", f"{tool_folder}/sampler"]))
     return Deployed(
         runner=f"{tool_folder}/runner",
@@ -89,7 +90,8 @@ def persist(connection: Connection, action: Callable[[], Any]) -> Any:
     raise DeviceUnavailable("device.lost", f"{connection.device.name} went away", "check its cable")
 
 
-def _megabytes(tick: Any, note: str) -> Any:
+def megabytes(tick: Ticker, note: str) -> Ticker:
+    """A ticker of bytes for one of megabytes."""
     return lambda count=1, _note=None: tick(count / 1e6, note)
 
 

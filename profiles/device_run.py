@@ -6,6 +6,7 @@ asks for what it hasn't got yet, so either side may go away and come back: nothi
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,11 +103,24 @@ class Run:
                     self.connection.reconnect(RECONNECT_S)
 
     def fetch(self) -> list[journal.Entry]:
-        """Bring over what the journal has grown by, and all entries so far."""
-        with full_disk_is_an_error(self.journal):
-            self.journal.touch()
-            self.connection.pull(f"{self.remote}/journal", self.journal, offset=self.journal.stat().st_size)
+        """Bring over what the journal has grown by; all entries so far."""
+        self._bring("journal", self.journal)
         return self.entries()
+
+    def _bring(self, name: str, file: Path) -> None:
+        """Add to a local copy what the device's file has more, from the last whole line on.
+
+        A torn line is left out: the device may have cut it off since.
+        """
+        with full_disk_is_an_error(file):
+            file.touch()
+            whole = file.read_bytes().rfind(b"\n") + 1
+            os.truncate(file, whole)
+            try:
+                self.connection.pull(f"{self.remote}/{name}", file, offset=whole)
+            except EdgeError as error:
+                if error.code != "device.missing":
+                    raise
 
     def _running(self, found: list[journal.Entry]) -> bool:
         """Whether the process that last took the journal up is still there: not after another boot."""
@@ -139,7 +153,9 @@ class Run:
         for entry in found[shown:]:
             if isinstance(entry, journal.Repeated):
                 speed = f"{len(entry.decode_ns) / (sum(entry.decode_ns) / 1e9):.1f} tokens/s" if entry.decode_ns else ""
-                tick(1, speed + (", throttled" if entry.throttled else ""))
+                tick(
+                    1 if entry.index < self.plan.repetitions else 0, speed + (", throttled" if entry.throttled else "")
+                )
             elif isinstance(entry, journal.Span) and entry.name == "warm-up":
                 tick(self.plan.warm_ups, "warmed up")
         return len(found)
@@ -147,10 +163,7 @@ class Run:
     def samples(self) -> bytes:
         """What the samplers of all processes of this run wrote."""
         file = self.local / "samples"
-        with full_disk_is_an_error(file):
-            file.touch()
-            there = f"{self.remote}/samples"
-            persist(self.connection, lambda: self.connection.pull(there, file, offset=file.stat().st_size))
+        persist(self.connection, lambda: self._bring("samples", file))
         return file.read_bytes()
 
     def operators(self) -> list[OperatorTime]:
@@ -180,3 +193,8 @@ class Run:
     def remove(self) -> None:
         """Forget the run on the device; tools and bundles stay there for the next one."""
         persist(self.connection, lambda: self.connection.run(["rm", "-rf", self.remote]))
+
+    def forget(self) -> None:
+        """Start anew: what an earlier process of the host has fetched goes."""
+        for file in self.local.iterdir():
+            file.unlink()

@@ -24,6 +24,7 @@ from edge.profiles.deploy import deploy, native_engine
 from edge.profiles.device_run import Run
 from edge.profiles.fingerprint import device_fingerprint
 from edge.profiles.mirror import mirror
+from edge.profiles.outcome import Outcome
 from edge.profiles.plan import Plan, check_room, digest
 from edge.runtimes.probes.power.series import Source
 from edge.runtimes.transports import connect
@@ -45,12 +46,12 @@ class There:
 
 def profile_on(
     name: str, bundle: Bundle, plan: Plan, *, library: Path | None = None, prepare: bool = False, fresh: bool = False
-) -> Measurement:
+) -> Outcome:
     """Measure `bundle` on the device `name`. Taken up where an earlier run of the same plan stopped, unless `fresh`.
 
     library: ONNX Runtime's for the device. prepare: bring the device into a steady state for the run, and back again.
-    Raises `DeviceUnavailable` where the device can't be used or stays away, `GateFailed` for a model that says something
-    else there than it did at export, and `EdgeError` where the run fails.
+    Raises `DeviceUnavailable` where the device can't be used or stays away; the error of a run that failed is in what
+    comes back, with what it got.
     """
     check_room(plan, bundle.manifest.context_length)
     with closing(connect(name)) as connection, looked_at(connection, plan) as there:
@@ -82,7 +83,7 @@ def _run(
     library: Path | None,
     state: dict[str, str],
     fresh: bool,
-) -> Measurement:
+) -> Outcome:
     deployed = deploy(connection, bundle, library)
     run = Run(
         connection=connection,
@@ -95,17 +96,18 @@ def _run(
     )
     if fresh:
         run.remove()
+        run.forget()
     run.send()
     end = run.follow()
-    measurement = _assemble(run, there, state, _operators(run) if end.code == "ok" else [])
+    ok = end.code == "ok"
+    measurement = _assemble(run, there, state, _operators(run) if ok else [])
     if end.code not in KEPT:
         run.remove()
-    if end.code != "ok":
-        kind = FAILURES.get(end.code, EdgeError)
-        error = kind(f"profile.{end.code}", f"on {connection.device.name}: {end.message}", _hint(end.code))
-        error.measurement = measurement  # type: ignore[attr-defined]
-        raise error
-    return measurement
+    if ok:
+        return Outcome(measurement, run.local)
+    kind = FAILURES.get(end.code, EdgeError)
+    message = f"on {connection.device.name}: {end.message or end.code}"
+    return Outcome(measurement, run.local, kind(f"profile.{end.code}", message, _hint(end.code)))
 
 
 def _operators(run: Run) -> list[OperatorTime]:
