@@ -1,4 +1,4 @@
-"""Just enough of ELF to tell whether a shared library will load on a phone."""
+"""Just enough of ELF to tell whether a shared library, or a program, will load on a device."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from edge.core.errors import EdgeError
 
-AARCH64, SHARED = 183, 3
-PT_LOAD, PT_DYNAMIC = 1, 2
+X86_64, AARCH64, SHARED = 62, 183, 3
+PT_LOAD, PT_DYNAMIC, PT_INTERP = 1, 2, 3
 DT_NEEDED, DT_HASH, DT_STRTAB, DT_SYMTAB, DT_VERNEED = 1, 4, 5, 6, 0x6FFFFFFE
 
 
@@ -26,17 +26,21 @@ class Segment:
 
 @dataclass(frozen=True)
 class SharedLibrary:
-    """What a dynamic linker looks at. `undefined` are the symbols it must find elsewhere."""
+    """What a dynamic linker looks at, of a position-independent program too.
+
+    undefined: the symbols that it must find elsewhere. interpreter: what starts a program, empty for a library.
+    """
 
     machine: int
     segments: tuple[Segment, ...]
     needed: tuple[str, ...]
     undefined: frozenset[str]
     versioned: bool
+    interpreter: str
 
 
 def read(path: Path) -> SharedLibrary:
-    """Parse a little-endian 64-bit shared library. Raises `EdgeError` (kernels.elf) for anything else."""
+    """Parse a little-endian 64-bit shared library or PIE program. Raises `EdgeError` (kernels.elf) for anything else."""
     data = path.read_bytes()
     try:
         return _parse(data)
@@ -67,7 +71,8 @@ def _parse(data: bytes) -> SharedLibrary:
         name, _, _, section = struct.unpack_from("<IBBH", data, symbols + 24 * index)
         if section == 0:
             undefined.add(_string(data, strings + name))
-    return SharedLibrary(machine, segments, needed, frozenset(undefined), DT_VERNEED in tags)
+    interpreter = next((_string(data, s.offset) for s in segments if s.kind == PT_INTERP), "")
+    return SharedLibrary(machine, segments, needed, frozenset(undefined), DT_VERNEED in tags, interpreter)
 
 
 def _segment(data: bytes, at: int) -> Segment:

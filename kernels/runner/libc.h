@@ -30,6 +30,8 @@ constexpr int POSIX_FADV_DONTNEED = 4;
 constexpr int RTLD_NOW = 2;
 
 extern "C" {
+int main(int count, char** arguments);  // ours, which C++ would rename in a program without a host
+
 // in libc
 int open(const char* path, int flags, ...);
 int close(int fd);

@@ -1,10 +1,12 @@
 // Where a program begins, so that none of a sysroot's start files is needed. The stack holds argc, then argv.
 #include "libc.h"
 
-extern "C" int main(int argc, char** argv, char** environment);
-
 namespace {
 void nothing() {}
+
+int start(int count, char** arguments, char**) {
+  return main(count, arguments);
+}
 }  // namespace
 
 extern "C" [[noreturn]] __attribute__((used, visibility("hidden"))) void edge_begin(long* stack,
@@ -12,10 +14,10 @@ extern "C" [[noreturn]] __attribute__((used, visibility("hidden"))) void edge_be
 #ifdef EDGE_BIONIC
   static const void* const structors[8] = {};  // there are none, and Android's linker has run the libraries' own
   (void)loader_fini;
-  __libc_init(stack, nullptr, main, structors);
+  __libc_init(stack, nullptr, start, structors);
 #else
   // glibc before 2.34 calls `init`, later ones take one that is given for that of an older program
-  __libc_start_main(main, static_cast<int>(stack[0]), reinterpret_cast<char**>(stack + 1), nothing, nothing,
+  __libc_start_main(start, static_cast<int>(stack[0]), reinterpret_cast<char**>(stack + 1), nothing, nothing,
                     loader_fini, stack);
   _exit(127);
 #endif

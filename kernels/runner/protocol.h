@@ -1,0 +1,44 @@
+// How a model is measured: as profiles/protocol.py does it, one journal entry after the other.
+#pragma once
+
+#include "journal.h"
+#include "model.h"
+
+namespace edge {
+
+class Protocol {
+ public:
+  Protocol(const Plan& plan, Model& model, Journal& journal, Done& done)
+      : plan_(plan), model_(model), journal_(journal), done_(done) {}
+
+  bool check_parity(Failure& failure);
+  bool measure(Failure& failure);
+  bool trace(Failure& failure);  // single-token steps for the engine's own profile, untimed
+
+ private:
+  struct Measured {
+    long start_ns, prompt_tokens, prefill_ns, cpu_ns;
+    List<long> decode_ns, frequency_khz, caps_khz;
+    bool throttled;
+  };
+  bool converse(Failure& failure);
+  bool turn(const Turn& turn, bool first, Measured& out, Failure& failure);
+  bool tell(Failure& failure);
+  bool rest(const char* name, long ns, Failure& failure);
+  bool wait_until_cool(Failure& failure);
+  bool enough() const;
+  void watch_caps(Measured& out, bool begins);
+
+  const Plan& plan_;
+  Model& model_;
+  Journal& journal_;
+  Done& done_;
+  List<Measured> turns_;       // of the repetition that runs
+  List<int64_t> prompt_;
+  List<long> caps_khz_;        // as they were when the run began
+  int64_t picked_ = 0;
+  bool has_temperature_ = false;
+  long temperature_mc_ = 0;
+};
+
+}  // namespace edge
