@@ -17,7 +17,7 @@ leash=$!
 exec 3<&-
 wait "$child"
 code=$?
-kill "$leash" 2>/dev/null
+kill -9 "$leash" 2>/dev/null  # mksh can lose a TERM that comes before its new process has settled
 printf '\\nedge: ended %s\\n' "$code" >&2
 exit "$code"
 """
