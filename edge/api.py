@@ -212,20 +212,30 @@ def profile(
     output: str | Path | None = None,
     fresh: bool = False,
     meter_csv: str | Path | None = None,
+    onnxruntime: str | Path | None = None,
+    prepare: bool = False,
     **options: Any,
 ) -> Measurement:
     """Measure a bundle on a device: latency, memory, operators, energy, with the raw samples.
 
     output: where the result is written, also of a run that failed on its way. A run that was cut off is taken up where
     it stopped, unless `fresh`. meter_csv: the file that an external power meter writes meanwhile, and has written when
-    the last idle stretch ends. options: the fields of `edge.profiles.plan.Plan`: prompt_tokens, generated_tokens,
+    the last idle stretch ends. onnxruntime: the library for the native runner, where not edge's own choice. prepare:
+    bring the device into a steady state meanwhile (screen, radio, clocks), and back. options: the fields of `edge.profiles.plan.Plan`: prompt_tokens, generated_tokens,
     repetitions, threads, cores, mode ..
     """
     from edge.profiles.run import profile as run
 
     options |= {} if meter_csv is None else {"meter_csv": str(Path(meter_csv).absolute())}
-    result = None if output is None else Path(output)
-    return run(open_bundle(Path(path)), device=device, fresh=fresh, output=result, **options)
+    return run(
+        open_bundle(Path(path)),
+        device=device,
+        fresh=fresh,
+        output=None if output is None else Path(output),
+        onnxruntime=None if onnxruntime is None else Path(onnxruntime),
+        prepare=prepare,
+        **options,
+    )
 
 
 def compare(

@@ -59,7 +59,7 @@ def profile_on(
             from edge.profiles.python_there import profile_in_python
 
             if plan.engine == "runner":
-                raise UsageError("profile.engine", reason, "use --engine auto")
+                raise UsageError("profile.engine", reason, "leave --engine away")
             return profile_in_python(connection, bundle, plan, reason)
         with prepared(connection, prepare) as state:
             return _run(connection, bundle, plan, there, library=library, state=state, fresh=fresh)

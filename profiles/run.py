@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.core.bundle import Bundle
-from edge.core.errors import DeviceUnavailable, UsageError
+from edge.core.errors import UsageError
 from edge.core.measurement import Measurement
 from edge.profiles import local, sustained
 from edge.profiles.outcome import Outcome
@@ -16,24 +16,38 @@ HERE = ("cpu", "local")
 
 
 def profile(
-    bundle: Bundle, *, device: str = "cpu", fresh: bool = False, output: Path | None = None, **options: Any
+    bundle: Bundle,
+    *,
+    device: str = "cpu",
+    fresh: bool = False,
+    output: Path | None = None,
+    onnxruntime: Path | None = None,
+    prepare: bool = False,
+    **options: Any,
 ) -> Measurement:
     """Measure a bundle on a device. `options` are the fields of `Plan`.
 
     fresh: don't take up what an earlier process has finished. output: where the result is written, also of a run that
-    failed on its way. Raises `UsageError` for an option out of range or a conversation longer than the context, and the
+    failed on its way. onnxruntime: the library for the native runner, where not edge's own choice. prepare: bring the
+    device into a steady state meanwhile. Raises `UsageError` for an option out of range or a conversation longer than the context, and the
     `EdgeError` of a run that failed.
     """
     plan = plan_of(bundle, **options)
-    return measured(bundle, plan, device, fresh=fresh).deliver(output)
+    return measured(bundle, plan, device, fresh=fresh, library=onnxruntime, prepare=prepare).deliver(output)
 
 
-def measured(bundle: Bundle, plan: Plan, device: str, *, fresh: bool = False) -> Outcome:
+def measured(
+    bundle: Bundle, plan: Plan, device: str, *, fresh: bool = False, library: Path | None = None, prepare: bool = False
+) -> Outcome:
     """Have a plan run by whoever can: a Python session on this machine, the native runner elsewhere."""
     if device in HERE and plan.engine != "runner":
         return local.run(bundle, plan, fresh=fresh)
-    hint = "this version measures on `cpu`, the machine it runs on"
-    raise DeviceUnavailable("device.unknown", f"no device '{device}'", hint)
+    from edge.profiles.remote import profile_on
+
+    if plan.engine == "python":
+        hint = "leave --engine away: a Python session there is what it falls back on"
+        raise UsageError("profile.engine", "a Python session is what `cpu` measures with", hint)
+    return profile_on(device, bundle, plan, library=library, prepare=prepare, fresh=fresh)
 
 
 def plan_of(bundle: Bundle, **options: Any) -> Plan:
