@@ -221,8 +221,8 @@ def profile(
     output: where the result is written, also of a run that failed on its way. A run that was cut off is taken up where
     it stopped, unless `fresh`. meter_csv: the file that an external power meter writes meanwhile, and has written when
     the last idle stretch ends. onnxruntime: the library for the native runner, where not edge's own choice. prepare:
-    bring the device into a steady state meanwhile (screen, radio, clocks), and back. options: the fields of `edge.profiles.plan.Plan`: prompt_tokens, generated_tokens,
-    repetitions, threads, cores, mode ..
+    bring the device into a steady state meanwhile (screen, radio, clocks), and back. options: the fields of
+    `edge.profiles.plan.Plan`: prompt_tokens, generated_tokens, repetitions, threads, cores, mode ..
     """
     from edge.profiles.run import profile as run
 

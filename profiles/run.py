@@ -29,8 +29,8 @@ def profile(
 
     fresh: don't take up what an earlier process has finished. output: where the result is written, also of a run that
     failed on its way. onnxruntime: the library for the native runner, where not edge's own choice. prepare: bring the
-    device into a steady state meanwhile. Raises `UsageError` for an option out of range or a conversation longer than the context, and the
-    `EdgeError` of a run that failed.
+    device into a steady state meanwhile. Raises `UsageError` for an option out of range or a conversation longer than
+    the context, and the `EdgeError` of a run that failed.
     """
     plan = plan_of(bundle, **options)
     return measured(bundle, plan, device, fresh=fresh, library=onnxruntime, prepare=prepare).deliver(output)
