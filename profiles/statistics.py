@@ -50,24 +50,45 @@ def counted(measurement: Measurement) -> list[Repetition]:
     return [r for r in measurement.repetitions if not r.throttled] or measurement.repetitions
 
 
+def conversations(measurement: Measurement) -> list[list[Repetition]]:
+    """The counted repetitions, each with its turns: one, but for a conversation of several."""
+    found: list[list[Repetition]] = []
+    for repetition in counted(measurement):
+        if repetition.turn == 0 or not found:
+            found.append([])
+        found[-1].append(repetition)
+    return found
+
+
+def speeds(measurement: Measurement) -> Summary:
+    """Decoded tokens per second, one sample per repetition; calls per second where nothing was decoded."""
+    return summarize([_rate(turns) for turns in conversations(measurement)])
+
+
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Median of the ratios round by round, of things that took turns: load that comes and goes moves both."""
     return summarize([a / b for a, b in zip(ours, theirs, strict=True)]).median
 
 
 def prefill_tokens_per_s(measurement: Measurement) -> Summary:
-    """Prompt tokens per second, one sample per repetition."""
-    return summarize([r.prompt_tokens / (r.prefill_ns / 1e9) for r in counted(measurement)])
+    """Prompt tokens per second, one sample per repetition, over all turns of a conversation."""
+    whole = conversations(measurement)
+    return summarize([sum(r.prompt_tokens for r in t) / (sum(r.prefill_ns for r in t) / 1e9) for t in whole])
 
 
 def decode_tokens_per_s(measurement: Measurement) -> Summary:
     """Tokens per second while decoding, one sample per repetition: single tokens are in `decode_ms`."""
-    return summarize([decode_rate(r) for r in counted(measurement) if r.decode_ns])
+    return summarize([_rate(t) for t in conversations(measurement) if any(r.decode_ns for r in t)])
 
 
 def decode_rate(repetition: Repetition) -> float:
     """Tokens per second over all decode steps of a repetition."""
     return len(repetition.decode_ns) / (sum(repetition.decode_ns) / 1e9)
+
+
+def _rate(turns: Sequence[Repetition]) -> float:
+    steps = [ns for r in turns for ns in r.decode_ns]
+    return len(steps) / (sum(steps) / 1e9) if steps else rate(turns[0])
 
 
 def rate(repetition: Repetition) -> float:
@@ -76,8 +97,11 @@ def rate(repetition: Repetition) -> float:
 
 
 def ttft_ms(measurement: Measurement) -> Summary:
-    """Milliseconds from the prompt to the first token, which was picked: `prefill_ns` runs until then."""
-    return summarize([r.prefill_ns / 1e6 for r in counted(measurement)])
+    """Milliseconds from the prompt to the first token, which was picked: `prefill_ns` runs until then.
+
+    Of a conversation it is the first turn's.
+    """
+    return summarize([turns[0].prefill_ns / 1e6 for turns in conversations(measurement)])
 
 
 def encode_ms(measurement: Measurement) -> Summary:

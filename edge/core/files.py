@@ -104,14 +104,19 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, type_: type[T]) -> T:
     """Decode a file that carries `schema: 1`; refuse a newer schema, a wrong type, an unreadable file."""
     try:
-        raw = path.read_bytes()
+        return decode_json(path.read_bytes(), type_, path)
+    except FileNotFoundError as error:
+        raise EdgeError("file.missing", f"{path} is missing", "check the path, or make the folder again") from error
+
+
+def decode_json(raw: bytes | msgspec.Raw, type_: type[T], path: Path) -> T:
+    """The same of a part of the file `path`."""
+    try:
         schema = msgspec.json.decode(raw, type=_Versioned).schema
         if schema > SCHEMA:
             hint = "upgrade edge, or write the file again with this version"
             raise EdgeError("file.newer", f"{path} has schema {schema}; this edge reads up to {SCHEMA}", hint)
         return msgspec.json.decode(raw, type=type_)
-    except FileNotFoundError as error:
-        raise EdgeError("file.missing", f"{path} is missing", "check the path, or make the folder again") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EdgeError("file.corrupt", f"{path}: {error}", "the file is damaged or of another kind") from error
 

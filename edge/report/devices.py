@@ -40,18 +40,13 @@ def latency(rows: Sequence[Row]) -> Table:
         (first, _when(table.has_first, _spread(statistics.ttft_ms))),
         ("Prefill, tokens/s", _when(table.has_prefilled, _spread(statistics.prefill_tokens_per_s))),
         ("Decode, tokens/s", _when(table.has_decoded, _spread(statistics.decode_tokens_per_s))),
-        ("CV", lambda m: Cell(f"{cv(m):.1%}", "noisy" if cv(m) > CV_GATE else "")),
+        ("CV", _cv),
         ("Load, ms", lambda m: Cell(number(m.load_ns / 1e6)) if m.load_ns else None),
         ("Peak memory, MB", lambda m: Cell(number(m.peak_bytes / 1e6)) if m.peak_bytes else None),
         ("Size, MB", lambda m: Cell(number(m.stored_bytes / 1e6)) if m.stored_bytes else None),
     ]
     note = "Medians; under them the 10th to the 90th percentile."
     return _table("Latency and memory", rows, columns, note)
-
-
-def cv(measurement: Measurement) -> float:
-    """Of the speed that the run is about, between repetitions."""
-    return statistics.summarize([statistics.rate(r) for r in statistics.counted(measurement)]).cv
 
 
 def energies(rows: Sequence[Row]) -> list[Table]:
@@ -136,8 +131,7 @@ def _table(title: str, rows: Sequence[Row], columns: Sequence[Column], note: str
         if row.measurement is None:
             continue
         device = device_name(row.measurement)
-        told = ["imported"] if row.measurement.engine == "imported" else []
-        where = "; ".join([device, *told, *(said for said in row.told if not said.startswith(device))])
+        where = "; ".join(dict.fromkeys([device, *_special(row.measurement), *row.told]))
         head = Cell(row.model, where)
         if failures and not row.measurement.repetitions:
             cells = [Cell("failed", row.measurement.problem), *[NONE] * (len(columns) - 1)]
@@ -152,6 +146,12 @@ def _table(title: str, rows: Sequence[Row], columns: Sequence[Column], note: str
     return Table([columns[k][0] for k in kept], [(h, [cells[k] for k in kept]) for h, cells in lines], title, note)
 
 
+def _special(measurement: Measurement) -> list[str]:
+    """What should be known of a row at once."""
+    said = ["imported"] if measurement.engine == "imported" else []
+    return said + ([measurement.protocol.mode] if measurement.protocol.mode != "repetitions" else [])
+
+
 def _when(
     has: Callable[[Measurement], bool], show: Callable[[Measurement], Cell]
 ) -> Callable[[Measurement], Cell | None]:
@@ -164,6 +164,12 @@ def _spread(samples: Callable[[Measurement], Summary]) -> Callable[[Measurement]
         return Cell(number(found.median), f"{number(found.p10)}–{number(found.p90)}")
 
     return show
+
+
+def _cv(measurement: Measurement) -> Cell:
+    """Of the speed that the run is about, between repetitions."""
+    cv = statistics.speeds(measurement).cv
+    return Cell(f"{cv:.1%}", "noisy" if cv > CV_GATE else "")
 
 
 def _threads(measurement: Measurement) -> Cell:

@@ -8,9 +8,9 @@ from typing import Any
 from edge.core.bundle import Gates
 from edge.core.measurement import Agreement, Evaluation, Measurement
 from edge.profiles.plan import CV_GATE
-from edge.profiles.statistics import Summary, decode_tokens_per_s, decodes, ttft_ms
+from edge.profiles.statistics import decodes, speeds
 from edge.report.results import Row, gates_of
-from edge.report.table import has_decoded, megabytes
+from edge.report.table import megabytes
 
 Facts = list[tuple[str, str]]
 LOADS = {
@@ -126,13 +126,13 @@ def _gates(gates: Gates) -> Facts:
     ]
 
 
-def _speed(measurement: Measurement) -> Summary:
-    return decode_tokens_per_s(measurement) if has_decoded(measurement) else ttft_ms(measurement)
-
-
 def _about_speed(rows: Sequence[Row], measurements: Sequence[Measurement]) -> list[str]:
     said = []
-    noisy = [row.label for row in rows if row.timed and _speed(row.timed).cv > CV_GATE]
+    noisy = [
+        row.label
+        for row in rows
+        if row.timed and speeds(row.timed).cv > CV_GATE and row.timed.protocol.mode != "sustained"
+    ]
     if noisy:
         said.append(
             f"Speed varied by more than {CV_GATE:.0%} (CV) between repetitions for {'; '.join(noisy)}, after "

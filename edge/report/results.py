@@ -11,7 +11,7 @@ import msgspec
 
 from edge.core.bundle import MANIFEST, Gates, Manifest
 from edge.core.errors import EdgeError, UsageError
-from edge.core.files import read_json, sha256
+from edge.core.files import decode_json, read_json, sha256
 from edge.core.measurement import Agreement, Evaluation, Measurement
 
 Pair = tuple[Evaluation | Agreement | None, Measurement | None]
@@ -70,37 +70,52 @@ class Row:
 
 
 class _Fields(msgspec.Struct):
-    """Tells the two kinds of file apart."""
+    """Tells the kinds of file apart. runs: those of a comparison."""
 
     perplexity: float | None = None
     relative_error: float | None = None
     repetitions: list[msgspec.Raw] | None = None
+    runs: list[msgspec.Raw] | None = None
 
 
 def load_results(paths: Sequence[Path]) -> Results:
-    """Read result files of either kind. Raises `EdgeError` for a file that is missing, damaged or of another kind."""
+    """Read result files: of one result, of a list of them (a sweep), or of a comparison with its runs.
+
+    Raises `EdgeError` for a file that is missing, damaged or of another kind.
+    """
     results = Results([], [])
     for path in paths:
-        kind = _kind(path)
-        if kind.perplexity is not None:
-            results.evaluations.append(read_json(path, Evaluation))
-        elif kind.relative_error is not None:
-            results.evaluations.append(read_json(path, Agreement))
-        elif kind.repetitions is not None:
-            results.measurements.append(read_json(path, Measurement))
-        else:
-            hint = "give the JSON files that `edge evaluate -o` and `edge profile -o` write"
-            raise UsageError("report.kind", f"{path} is neither an evaluation nor a measurement", hint)
+        try:
+            _take(results, path.read_bytes(), path)
+        except OSError as error:
+            raise UsageError("report.missing", f"can't read {path}: {error.strerror}", "check the path") from error
     return results
 
 
-def _kind(path: Path) -> _Fields:
+def _take(results: Results, raw: bytes | msgspec.Raw, path: Path) -> None:
+    hint = "give the JSON files that `edge evaluate -o` and `edge profile -o` write"
+    kind = _kind(raw, path)
+    if isinstance(kind, list) or kind.runs:
+        for one in kind if isinstance(kind, list) else kind.runs or []:
+            _take(results, one, path)
+    elif kind.perplexity is not None:
+        results.evaluations.append(decode_json(raw, Evaluation, path))
+    elif kind.relative_error is not None:
+        results.evaluations.append(decode_json(raw, Agreement, path))
+    elif kind.repetitions is not None:
+        results.measurements.append(decode_json(raw, Measurement, path))
+    else:
+        raise UsageError("report.kind", f"{path} is neither an evaluation nor a measurement", hint)
+
+
+def _kind(raw: bytes | msgspec.Raw, path: Path) -> _Fields | list[msgspec.Raw]:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Fields)
-    except OSError as error:
-        raise UsageError("report.missing", f"can't read {path}: {error.strerror}", "check the path") from error
+        found: _Fields | list[msgspec.Raw] = msgspec.json.decode(raw, type=_Fields | list[msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EdgeError("file.corrupt", f"{path}: {error}", "the file is damaged or of another kind") from error
+    if found == []:
+        raise UsageError("report.kind", f"{path} has no results in it", "profile or evaluate a bundle first")
+    return found
 
 
 def join(evaluations: Sequence[Evaluation | Agreement], measurements: Sequence[Measurement]) -> list[Row]:

@@ -30,6 +30,7 @@ UNITS = {
     "percent": Unit("%"),
     "count": Unit("count"),
 }
+ENERGY = ("power", "energy")
 GROUPS = ("power", "frequency", "cap", "temperature", "memory")  # shown first, in this order
 PROFILED = "from a run of its own with the engine's profiler on, whose clock is not this run's"
 
@@ -62,12 +63,15 @@ def _run(writer: Writer, row: Row, m: Measurement, engine_trace: Path | None) ->
     root = writer.track(" · ".join(dict.fromkeys(told)), about=f"{m.runtime}, {m.kernels} kernels")
     end_ns = max(int(1e9 * tracks.end_s(m)), 1)
     writer.slices("run", root, [Slice(row.label, 0, end_ns, _facts(m))])
-    known = bool(tracks.placed(m))
+    placed = tracks.placed(m)
+    known = bool(placed)
     apart = [p for p in m.phases if not (known and p.name in tracks.STEPS)]
     writer.slices("phases", root, [Slice(p.name, p.start_ns, p.end_ns) for p in apart])
-    repetitions = _laid_out(m)
-    about = "" if known else "when they began isn't known: laid end to end"
-    writer.slices("tokens", root, [s for i, r in enumerate(repetitions) for s in _repetition(i, r)], about=about)
+    repetitions = placed or _laid_out(m)
+    left = len(m.repetitions) - len(repetitions)
+    about = f"{left} repetitions of other runs are not shown" if left else ""
+    about = about if known else "when they began isn't known: laid end to end"
+    writer.slices("tokens", root, _tokens(repetitions), about=about)
     _speed(writer, root, repetitions)
     if engine_trace is not None:
         _engine(writer, root, m, engine_trace)
@@ -98,9 +102,7 @@ def _facts(m: Measurement) -> dict[str, Any]:
 
 
 def _laid_out(m: Measurement) -> list[Repetition]:
-    """As they were, or one after the other where nobody knows when they began."""
-    if tracks.placed(m):
-        return m.repetitions
+    """One after the other."""
     found, at = [], 0
     for r in m.repetitions:
         found.append(msgspec.structs.replace(r, start_ns=at))
@@ -108,9 +110,19 @@ def _laid_out(m: Measurement) -> list[Repetition]:
     return found
 
 
-def _repetition(index: int, r: Repetition) -> list[Slice]:
-    """A repetition, in it the prompt, in it every step."""
-    name = f"turn {r.turn}" if r.turn else f"repetition {index + 1}"
+def _tokens(repetitions: Sequence[Repetition]) -> list[Slice]:
+    """Turns of a conversation bear the number of their repetition too."""
+    found, number = [], 0
+    several = any(r.turn for r in repetitions)
+    for r in repetitions:
+        number += r.turn == 0
+        name = f"repetition {number}" + (f", turn {r.turn + 1}" if several else "")
+        found += _repetition(name, r)
+    return found
+
+
+def _repetition(name: str, r: Repetition) -> list[Slice]:
+    """A repetition; in it the prompt and every step."""
     facts: dict[str, Any] = {"prompt tokens": r.prompt_tokens, "decoded": len(r.decode_ns), "CPU ns": r.cpu_ns}
     facts |= {"tokens/s": statistics.decode_rate(r)} if r.decode_ns else {}
     facts |= {"hottest zone °C": r.temperature_c} if r.temperature_c is not None else {}
@@ -196,7 +208,8 @@ def _counters(writer: Writer, root: int, m: Measurement) -> None:
     groups: dict[str, list[Track]] = {}
     for track in m.tracks:
         if track.values:
-            groups.setdefault(track.name.partition("/")[0], []).append(track)
+            kind = track.name.partition("/")[0]
+            groups.setdefault("power" if kind in ENERGY else kind, []).append(track)
     if m.memory and not any(track.name == "memory/resident" for track in m.tracks):
         times, sizes = [s.time_ns for s in m.memory], [float(s.resident_bytes) for s in m.memory]
         groups.setdefault("memory", []).append(Track("memory/resident", "B", times, sizes))

@@ -56,8 +56,15 @@ def short(track: Track) -> str:
 
 
 def placed(measurement: Measurement) -> list[Repetition]:
-    """The repetitions, where it is known when they began; else none."""
-    return measurement.repetitions if any(r.start_ns for r in measurement.repetitions) else []
+    """The repetitions, where it is known when they began; else none.
+
+    Of a result that was put together from several runs those of the last, whose timeline it has.
+    """
+    found = measurement.repetitions
+    if not any(r.start_ns for r in found):
+        return []
+    first = max((i for i in range(1, len(found)) if found[i].start_ns < end_ns(found[i - 1])), default=0)
+    return found[first:]
 
 
 def end_ns(repetition: Repetition) -> int:
@@ -113,8 +120,9 @@ def envelope(found: Sequence[Track]) -> tuple[list[int], list[float], list[float
 
 
 def power(measurement: Measurement) -> list[Rail]:
-    """Every rail's power. The total is the rail that carries all, or the sum of those that do."""
-    rails = [rail for track in of(measurement, "power") if (rail := _rail(track))]
+    """Every rail's power, of a counter what it rose by. The total carries all the others, or is the sum of those."""
+    watched = [*of(measurement, "power"), *of(measurement, "energy")]
+    rails = [rail for track in watched if (rail := _rail(track))]
     names = [rail.name for rail in rails]
     whole = _whole(measurement, names)
     if len(whole) == 1:

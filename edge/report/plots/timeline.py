@@ -217,7 +217,8 @@ def _power(measurement: Measurement) -> Panel | None:
 
 
 def _memory(measurement: Measurement) -> Panel | None:
-    lines = tracks.memory(measurement)
+    top = measurement.peak_bytes
+    lines = [line for line in tracks.memory(measurement) if not (top and line[0] == "peak")]
     if not lines:
         return None
     data = [
@@ -225,7 +226,6 @@ def _memory(measurement: Measurement) -> Panel | None:
         for i, (name, times, sizes) in enumerate(lines[:LINES])
     ]
     data[0] |= {"fill": "tozeroy", "fillcolor": color(0) + "22"}
-    top = measurement.peak_bytes
     if top:
         ends = [0.0, round(tracks.end_s(measurement), 3)]
         peak = _line("peak as the kernel counts it", ends, [top / 1e6] * 2, GREY, "peak %{y:.0f} MB", width=1.5)

@@ -169,7 +169,7 @@ def board(**changes):
     rails = {"VDD_IN": (5.2e6, 11.8e6), "VDD_CPU_GPU_CV": (0.9e6, 6.1e6), "VDD_SOC": (1.4e6, 2.2e6)}
     found = phone(9.0, 8, device=BOARD)
     end = found.tracks[0].time_ns[-1] / SECOND
-    kept = [track for track in found.tracks if not track.name.startswith("power/")]
+    kept = [track for track in found.tracks if not track.name.startswith("energy/")]
     power = [_power(random, name, "uW", end, *span) for name, span in rails.items()]
     told = energy("hardware_counter", "INA3221: VDD_IN", decode_uj=61_000, prefill="below_resolution")
     return phone(9.0, 8, **{"device": BOARD, "tracks": kept + power, "energy": told, "state": {}, **changes})
@@ -239,7 +239,8 @@ def _power(random, name, unit, end, low, high):
     busy = (times > 3) & (times < end - 4)
     fall = np.where(times > HOT_S, 0.62, 1.0)
     watts = np.where(busy, low + (high - low) * fall, low) * random.normal(1, 0.03, len(times))
-    return _track(f"power/{name}", unit, times, watts if unit == "uW" else np.cumsum(watts * 0.1))
+    kind = "power" if unit == "uW" else "energy"
+    return _track(f"{kind}/{name}", unit, times, watts if unit == "uW" else np.cumsum(watts * 0.1))
 
 
 def _track(name, unit, times, values):

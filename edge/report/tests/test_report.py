@@ -198,7 +198,8 @@ def test_files_of_both_kinds_are_read(tmp_path):
     [
         ('{"schema": 1}', "report.kind"),
         ("not json", "file.corrupt"),
-        ("[]", "file.corrupt"),
+        ("[]", "report.kind"),
+        ("3", "file.corrupt"),
         ('{"schema": 1, "perplexity": 3.0}', "file.corrupt"),
         ('{"schema": 2, "perplexity": 3.0}', "file.newer"),
     ],
