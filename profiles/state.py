@@ -73,11 +73,11 @@ class Kept(msgspec.Struct, frozen=True):
 
 @contextmanager
 def prepared(
-    connection: Connection, wanted: Mapping[str, str] | None = None, root: str = ""
+    connection: Connection, wanted: Mapping[str, str] | bool = False, root: str = ""
 ) -> Iterator[dict[str, str]]:
     """The device's state as it is (`screen`) and, where `wanted` asks for another, as it was set (`screen set`).
 
-    wanted: values by name as in `preparation`; none by default. What an earlier process left behind is given back
+    wanted: values by name, True for those of `preparation`; nothing is set by default. What an earlier process left behind is given back
     first. root: what is before /sys there. Raises `UsageError` for an unknown name, `EdgeError` (device.busy) where
     another process has prepared this device.
     """
@@ -85,6 +85,7 @@ def prepared(
         restore(connection, root)
         values = _read(connection, root)
         state = _shown(values)
+        wanted = preparation(connection, root=root) if wanted is True else wanted
         if not wanted:
             yield state
             return

@@ -97,7 +97,7 @@ def test_state_is_recorded_and_nothing_is_touched(phone):
 
 def test_state_is_set_and_given_back(phone):
     connection, root = LocalConnection(), str(phone.parent / "root")
-    with prepared(connection, preparation(connection, root=root), root) as found:
+    with prepared(connection, True, root) as found:
         assert now(phone)["system-screen_brightness"] == "1" and now(phone)["wakefulness"] == "Awake"
         assert now(phone)["global-airplane_mode_on"] == "1" and governors(phone) == {"performance"}
         assert found["airplane"] == "off" and found["airplane set"] == "on" and found["fixed performance set"] == "on"
