@@ -39,16 +39,19 @@ class SharedLibrary:
     interpreter: str
 
 
-def read(path: Path) -> SharedLibrary:
-    """Parse a little-endian 64-bit shared library or PIE program. Raises `EdgeError` (kernels.elf) for anything else."""
+def read(path: Path, *, symbols: bool = True) -> SharedLibrary:
+    """Parse a little-endian 64-bit shared library or PIE program. Raises `EdgeError` (kernels.elf) for anything else.
+
+    symbols: also those that it must find elsewhere, for which it has to have the older hash table.
+    """
     data = path.read_bytes()
     try:
-        return _parse(data)
+        return _parse(data, symbols)
     except (struct.error, ValueError, KeyError, StopIteration) as error:
         raise EdgeError("kernels.elf", f"{path} is not a shared library for Linux or Android: {error}") from error
 
 
-def _parse(data: bytes) -> SharedLibrary:
+def _parse(data: bytes, count_symbols: bool) -> SharedLibrary:
     if data[:6] != b"\x7fELF\x02\x01":
         raise ValueError("no 64-bit little-endian ELF header")
     kind, machine = struct.unpack_from("<HH", data, 16)
@@ -60,12 +63,12 @@ def _parse(data: bytes) -> SharedLibrary:
     dynamic = next(s for s in segments if s.kind == PT_DYNAMIC)
     entries = list(struct.iter_unpack("<QQ", data[dynamic.offset : dynamic.offset + dynamic.size // 16 * 16]))
     tags = dict(reversed(entries))
-    if DT_HASH not in tags:
+    if count_symbols and DT_HASH not in tags:
         raise ValueError("its symbols can't be counted (link it with --hash-style=both)")
     strings = _offset(segments, tags[DT_STRTAB])
     needed = tuple(_string(data, strings + value) for tag, value in entries if tag == DT_NEEDED)
     symbols = _offset(segments, tags[DT_SYMTAB])
-    (number,) = struct.unpack_from("<I", data, _offset(segments, tags[DT_HASH]) + 4)
+    number = struct.unpack_from("<I", data, _offset(segments, tags[DT_HASH]) + 4)[0] if count_symbols else 0
     undefined = set()
     for index in range(1, number):
         name, _, _, section = struct.unpack_from("<IBBH", data, symbols + 24 * index)

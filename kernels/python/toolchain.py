@@ -1,8 +1,8 @@
 """What builds for another machine: any compiler for its processor will do, because little of a C library is needed.
 
-The compiler gets no sysroot: `-ffreestanding -nostdlib` and stubs of the platform's libraries, made on the spot. So what
-is built names no symbol version, loads on every Android since 7.0 (API 24) and on every glibc since 2.17, and is aligned
-to 16 KB pages as Google Play asks.
+The compiler gets no sysroot: `-ffreestanding -nostdlib` and stubs of the platform's libraries, made on the spot. So
+what is built names no symbol version, loads on every Android since 7.0 (API 24) and on every glibc since 2.17, and is
+aligned to 16 KB pages as Google Play asks.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ GLIBC = {"libc": "libc.so.6", "libpthread": "libpthread.so.0", "libdl": "libdl.s
 
 @dataclass(frozen=True)
 class Platform:
-    """What is built for. libraries: the real names of the C library's parts; loader: the path of what starts programs."""
+    """What is built for. libraries: the real names of the C library's parts; loader: what starts programs."""
 
     name: str
     processor: str
