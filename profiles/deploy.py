@@ -57,7 +57,7 @@ def deploy(connection: Connection, bundle: Bundle, library: Path | None = None) 
 
     from edge.kernels.runner import build
 
-    tools = build(connection.device.platform)
+    tools = build(connection.device.platform, _installed(connection.device))
     library = library or library_for(connection.device.platform)
     files = {"runner": tools.runner, "sampler": tools.sampler, KERNELS: tools.kernels, ENGINE: library}
     tool_folder = f"{connection.folder}/tools/{_digest(files.values())}"
@@ -76,6 +76,15 @@ def deploy(connection: Connection, bundle: Bundle, library: Path | None = None) 
         kernels=f"{tool_folder}/{KERNELS}" if bundle.manifest.kernels == "edge" else "",
         model=f"{model_folder}/{bundle.manifest.artefact}",
     )
+
+
+def _installed(device: Device) -> Path | None:
+    """This machine has the kernels already."""
+    if device.transport != "local":
+        return None
+    from edge.kernels.lib import ort_library_path
+
+    return ort_library_path()
 
 
 def persist(connection: Connection, action: Callable[[], Any]) -> Any:

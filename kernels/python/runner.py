@@ -28,8 +28,8 @@ class Tools(NamedTuple):
     kernels: Path
 
 
-def build(platform: str) -> Tools:
-    """The tools for `platform`, one of `PLATFORMS`; the cache keeps them.
+def build(platform: str, kernels: Path | None = None) -> Tools:
+    """The tools for `platform`, one of `PLATFORMS`; the cache keeps them. kernels: the library, where there is one already.
 
     Raises `EdgeError` as `cross_build` does: no compiler, no sources, the compiler's message, a result that would not
     load there.
@@ -37,7 +37,7 @@ def build(platform: str) -> Tools:
     programs = sorted((sources() / "runner").glob("*.cpp"))
     runner = [source for source in programs if source.name != SAMPLER]
     sampler = [source for source in programs if source.name in (START, SAMPLER)]
-    return Tools(_program("runner", runner, platform), _program("sampler", sampler, platform), kept_build(platform))
+    return Tools(_program("runner", runner, platform), _program("sampler", sampler, platform), kernels or kept_build(platform))
 
 
 def libc_symbols(header: Path) -> dict[str, list[str]]:
