@@ -238,6 +238,37 @@ def profile(
     )
 
 
+def profile_sweep(
+    path: str | Path,
+    *,
+    prompt_tokens: Sequence[int] = (),
+    generated_tokens: Sequence[int] = (),
+    threads: Sequence[int] = (),
+    cores: Sequence[str] = (),
+    turns: str | None = None,
+    device: str = "cpu",
+    output: str | Path | None = None,
+    meter_csv: str | Path | None = None,
+    **options: Any,
+) -> list[Measurement]:
+    """`profile` for every combination of lengths, threads and cores; an empty sequence leaves the default.
+
+    cores: such as `0-3`, or `auto` for each cluster of the device alone and the fastest ones together. turns: of a
+    conversation, `64:32,32:64` or a JSON file of prompts. output: NAME.json stands for NAME-p128-t2.json and so on,
+    one for each, where there are several. options: as `profile` takes them.
+    """
+    from edge.profiles import conversation, sweep
+    from edge.profiles.clusters import parse_cores
+
+    bundle = open_bundle(Path(path))
+    sets = sweep.cores_of(device) if sweep.AUTO in cores else [parse_cores(one) for one in cores]
+    lengths = {"prompt_tokens": prompt_tokens, "generated_tokens": generated_tokens}
+    several = sweep.variants(**lengths, threads=threads, cores=sets)
+    options |= {} if meter_csv is None else {"meter_csv": str(Path(meter_csv).absolute())}
+    options |= {} if turns is None else conversation.turns(turns, bundle.path)
+    return sweep.sweep(bundle, several, device=device, output=None if output is None else Path(output), **options)
+
+
 def compare(
     a: str | Path,
     b: str | Path,

@@ -209,11 +209,11 @@ class _Run:
             return measured_s >= plan.max_seconds or (
                 measured_s >= plan.min_seconds and is_steady(speeds, 2 * plan.repetitions)
             )
+        if measured_s < plan.min_seconds:
+            return False
         if len(self.done) >= plan.repetitions * EXTENSION:
             return True
-        if len(speeds) < plan.repetitions or measured_s < plan.min_seconds:
-            return False
-        return summarize(speeds).cv <= CV_GATE
+        return len(speeds) >= plan.repetitions and summarize(speeds).cv <= CV_GATE
 
     def _speeds(self) -> list[float]:
         """Of the repetitions that count."""

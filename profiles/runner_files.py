@@ -11,6 +11,7 @@ from edge.core.bundle import Bundle
 from edge.core.errors import EdgeError
 from edge.profiles.parity import SAMPLES, limit_of
 from edge.profiles.plan import CV_GATE, EXTENSION, Plan, turn_prompts, turns_of
+from edge.profiles.sustained import STEADY_CV
 
 
 def runner_plan(
@@ -28,7 +29,11 @@ def runner_plan(
     lines += [f"cores {','.join(map(str, plan.cores))}"] if plan.cores else []
     lines += [f"warm_ups {plan.warm_ups}", f"repetitions {plan.repetitions}"]
     lines += [f"most_repetitions {plan.repetitions * EXTENSION}", f"min_ns {round(1e9 * plan.min_seconds)}"]
-    lines += [f"most_ns {round(1e9 * plan.max_seconds)}", f"cv_gate {CV_GATE}", f"mode {plan.mode}"]
+    lines += [
+        f"most_ns {round(1e9 * plan.max_seconds)}",
+        f"cv_gate {STEADY_CV if plan.mode == 'sustained' else CV_GATE}",
+        f"mode {plan.mode}",
+    ]
     lines += [f"turn {files[f'turn{i}']} {made}" for i, (_, made) in enumerate(turns_of(plan))]
     lines += [f"cool_down_ns {round(1e9 * plan.cool_down_s)}", f"idle_ns {round(1e9 * plan.idle_s)}"]
     if plan.start_below_c is not None:
