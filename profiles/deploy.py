@@ -53,9 +53,8 @@ def deploy(connection: Connection, bundle: Bundle, library: Path | None = None) 
     library: ONNX Runtime's for the device, where the user has one. Raises `EdgeError` where something can't be built
     or had, the device is full, or stays away for `RECONNECT_S`.
     """
-    from edge.runtimes._onnxruntime_library import library_for
-
     from edge.kernels.runner import build
+    from edge.runtimes._onnxruntime_library import library_for
 
     tools = build(connection.device.platform, _installed(connection.device))
     library = library or library_for(connection.device.platform)

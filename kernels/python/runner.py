@@ -29,15 +29,16 @@ class Tools(NamedTuple):
 
 
 def build(platform: str, kernels: Path | None = None) -> Tools:
-    """The tools for `platform`, one of `PLATFORMS`; the cache keeps them. kernels: the library, where there is one already.
+    """The tools for `platform`, one of `PLATFORMS`; the cache keeps them. kernels: where that library is already.
 
     Raises `EdgeError` as `cross_build` does: no compiler, no sources, the compiler's message, a result that would not
     load there.
     """
-    programs = sorted((sources() / "runner").glob("*.cpp"))
-    runner = [source for source in programs if source.name != SAMPLER]
-    sampler = [source for source in programs if source.name in (START, SAMPLER)]
-    return Tools(_program("runner", runner, platform), _program("sampler", sampler, platform), kernels or kept_build(platform))
+    files = sorted((sources() / "runner").glob("*.cpp"))
+    runner = [source for source in files if source.name != SAMPLER]
+    sampler = [source for source in files if source.name in (START, SAMPLER)]
+    programs = _program("runner", runner, platform), _program("sampler", sampler, platform)
+    return Tools(*programs, kernels or kept_build(platform))
 
 
 def libc_symbols(header: Path) -> dict[str, list[str]]:
