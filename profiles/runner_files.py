@@ -36,8 +36,8 @@ def runner_plan(
     ]
     lines += [f"turn {files[f'turn{i}']} {made}" for i, (_, made) in enumerate(turns_of(plan))]
     lines += [f"cool_down_ns {round(1e9 * plan.cool_down_s)}", f"idle_ns {round(1e9 * plan.idle_s)}"]
-    if plan.start_below_c is not None:
-        lines += [f"start_below_mc {round(1000 * plan.start_below_c)}", f"wait_ns {round(1e9 * plan.wait_s)}"]
+    lines += [f"wait_ns {round(1e9 * plan.wait_s)}"]  # also after a throttled repetition
+    lines += [f"start_below_mc {round(1000 * plan.start_below_c)}"] if plan.start_below_c is not None else []
     lines += [f"{kind} {path}" for kind in ("temperature", "frequency", "cap") for path in watched.get(kind, ())]
     if bad := [line for line in lines if "\n" in line]:
         raise EdgeError("profile.path", f"a path has a line break in it: {bad[0]!r}", "rename the folder")

@@ -134,8 +134,8 @@ def version() -> str:
 
 
 def oldest_onnxruntime() -> str:
-    """The first ONNX Runtime with every function that the custom operators call (`bind/ort/ort_abi.h`)."""
-    return "1.17"
+    """The first ONNX Runtime that takes the operators: older ones crash where one leaves out an optional input."""
+    return "1.24"
 
 
 def verify(packed: Bytes) -> None:

@@ -21,7 +21,7 @@ bool stay_on(const List<long>& cores, Failure& failure);
 // Ask the kernel to forget a file, as after a reboot. It may decline; loading is then warm. False: it can't be read.
 bool drop_from_page_cache(const char* path);
 
-long peak_bytes();           // VmHWM of this process, 0 where nobody tells
+long peak_bytes();              // VmHWM of this process, 0 where nobody tells
 void boot_id(char (&out)[40]);  // empty where nobody tells
 
 }  // namespace edge

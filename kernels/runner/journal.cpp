@@ -55,6 +55,9 @@ void count(const char* line, const Plan& plan, Tally& tally, Done& done) {
   told.throttled = strstr(line, "\"throttled\":true");
   told.decode_ns = &decode_ns;
   if (told.turn == 0) tally = Tally();
+  if (done.repetitions == 0 && (done.has_temperature = after(line, "\"temperature_mc\":"))) {
+    done.first_mc = number(line, "\"temperature_mc\":");
+  }
   tally.add(told);
   for (size_t i = 0; i < caps_khz.size; ++i) {
     if (i == done.caps_khz.size) done.caps_khz.add(0);
@@ -91,6 +94,7 @@ double Tally::speed() const {
 void Done::add(const Tally& repetition, Mode mode) {
   ++repetitions;
   measured_ns += repetition.prefill_ns + repetition.decode_ns;
+  last_throttled = repetition.throttled;
   if (!repetition.throttled || mode == kSustained) speeds.add(repetition.speed());
 }
 
@@ -213,9 +217,9 @@ bool Journal::repetition(const Repetition& told, Failure& failure) {
   add_list(line, ",\"frequency_khz\":[", *told.frequency_khz);
   add_list(line, ",\"caps_khz\":[", *told.caps_khz);
   line.add(told.throttled ? ",\"throttled\":true" : ",\"throttled\":false");
-  if (told.has_temperature) {
+  if (told.temperature_mc) {
     line.add(",\"temperature_mc\":");
-    line.add(told.temperature_mc);
+    line.add(*told.temperature_mc);
   }
   return write_line(failure);
 }

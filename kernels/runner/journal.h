@@ -8,8 +8,8 @@ namespace edge {
 struct Repetition {
   long index = 0, turn = 0, start_ns = 0, prompt_tokens = 0, prefill_ns = 0, cpu_ns = 0;
   const List<long>*decode_ns = nullptr, *frequency_khz = nullptr, *caps_khz = nullptr;
-  bool throttled = false, has_temperature = false;
-  long temperature_mc = 0;
+  const long* temperature_mc = nullptr;
+  bool throttled = false;
 };
 
 // All turns of one repetition together.
@@ -23,7 +23,10 @@ struct Tally {
 
 // What was done so far, also by an earlier process. speeds: of repetitions that count, throttled ones where sustained.
 struct Done {
-  bool over = false;  // it ended well: there is nothing to do
+  bool over = false;            // it ended well: there is nothing to do
+  bool last_throttled = false;  // the last repetition was
+  bool has_temperature = false;
+  long first_mc = 0;  // of the hottest zone when the first repetition began
   long repetitions = 0, measured_ns = 0;
   List<double> speeds;
   List<long> caps_khz;  // the highest of each core that an earlier process saw

@@ -1,5 +1,5 @@
-// What the programs here need of a C library, declared by hand: they are built without its headers, and so that one file
-// runs on glibc, musl and Android's bionic. All of it is the same on x86-64 and aarch64 Linux.
+// What the programs here need of a C library, declared by hand: they are built without its headers, and so that one
+// file runs on glibc, musl and Android's bionic. All of it is the same on x86-64 and aarch64 Linux.
 //
 // The build makes the libraries to link against from this file: a function is in the library that the `// in` line
 // above it names.

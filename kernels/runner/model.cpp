@@ -4,7 +4,7 @@ namespace edge {
 namespace {
 
 // As in runtimes/onnx.py, which says why.
-constexpr long kPrefillChunk = 512;
+constexpr long kPrefillChunk = 512, kOldestMinor = 24;
 constexpr char kSpin[] = "50";
 constexpr char kPast[] = "past_key_values.", kPresent[] = "present.";
 
@@ -71,6 +71,15 @@ bool Model::load_library(const char* path, Failure& failure) {
          check(api_.CreateCpuMemoryInfo(ort::kDeviceAllocator, ort::kDefaultMemory, &memory_), "library", failure);
 }
 
+// Before 1.24 ONNX Runtime itself crashes at an operator of ours that leaves out an optional input.
+bool Model::check_version(const Plan& plan, Failure& failure) {
+  char* end = nullptr;
+  const long major = strtol(version_, &end, 10), minor = *end == '.' ? strtol(end + 1, nullptr, 10) : 0;
+  if (!plan.kernels || major > 1 || (major == 1 && minor >= kOldestMinor)) return true;
+  return fail(failure, "library", "ONNX Runtime %.40s is too old for edge's operators: 1.%ld and later will do",
+              version_, kOldestMinor);
+}
+
 bool Model::options(const Plan& plan, ort::SessionOptions** out, Failure& failure) {
   // Left to itself, the engine would count all cores and put a thread on each.
   const long threads = plan.threads == 0 && plan.cores.size ? static_cast<long>(plan.cores.size) : plan.threads;
@@ -90,7 +99,8 @@ bool Model::options(const Plan& plan, ort::SessionOptions** out, Failure& failur
 
 bool Model::load(const Plan& plan, Failure& failure) {
   ort::SessionOptions* set = nullptr;
-  if (!readable(plan.model, "model", failure) || !options(plan, &set, failure)) return false;
+  if (!check_version(plan, failure) || !readable(plan.model, "model", failure) || !options(plan, &set, failure))
+    return false;
   logits_ = static_cast<float*>(zeros(static_cast<size_t>(plan.vocab) * sizeof(float)));
   if (!logits_) return fail(failure, "engine", "there is no memory for the logits");
   return check(api_.CreateSession(env_, plan.model, set, &session_), "model", failure) &&
@@ -155,7 +165,8 @@ bool Model::bind_outputs(const Plan& plan, Failure& failure) {
     if (strcmp(name, "logits") != 0) continue;  // the caches, which are bound with their inputs
     if (!check(api_.SessionGetOutputTypeInfo(session_, i, &info), "engine", failure)) return false;
     if (!tensor_of(info, tensor, failure)) return false;
-    if (tensor.type != ort::kFloat || tensor.dimensions == 0 || tensor.shape[tensor.dimensions - 1] != plan.vocab) break;
+    if (tensor.type != ort::kFloat || tensor.dimensions == 0 || tensor.shape[tensor.dimensions - 1] != plan.vocab)
+      break;
     const Tensor logits = {ort::kFloat, {1, 1, plan.vocab}, 3};
     return bind_both(nullptr, "logits", logits_, static_cast<size_t>(plan.vocab) * sizeof(float), logits, failure);
   }
@@ -182,9 +193,8 @@ bool Model::bind_cache(const char* name, const Tensor& tensor, Failure& failure)
 bool Model::bind_both(const char* input, const char* output, void* data, size_t bytes, const Tensor& as,
                       Failure& failure) {
   ort::Value* value = nullptr;
-  bool good = check(
-      api_.CreateTensorWithDataAsOrtValue(memory_, data, bytes, as.shape, as.dimensions, as.type, &value), "engine",
-      failure);
+  bool good = check(api_.CreateTensorWithDataAsOrtValue(memory_, data, bytes, as.shape, as.dimensions, as.type, &value),
+                    "engine", failure);
   for (ort::Binding* binding : bindings_) {
     if (input) good = good && check(api_.BindInput(binding, input, value), "model", failure);
     good = good && check(api_.BindOutput(binding, output, value), "model", failure);

@@ -30,12 +30,14 @@ class Model {
     int64_t shape[8] = {};
     size_t dimensions = 0;
   };
+  bool check_version(const Plan& plan, Failure& failure);
   bool check(ort::Status* status, const char* code, Failure& failure);
   bool options(const Plan& plan, ort::SessionOptions** out, Failure& failure);
   bool tensor_of(ort::TypeInfo* info, Tensor& out, Failure& failure);
   bool bind_inputs(Failure& failure);
   bool bind_outputs(const Plan& plan, Failure& failure);
-  bool bind_input(ort::Binding* binding, const char* name, void* data, size_t bytes, const Tensor& as, Failure& failure);
+  bool bind_input(ort::Binding* binding, const char* name, void* data, size_t bytes, const Tensor& as,
+                  Failure& failure);
   bool bind_cache(const char* name, const Tensor& tensor, Failure& failure);
   bool bind_tokens(ort::Binding* binding, const int64_t* tokens, long count, Failure& failure);
   bool bind_both(const char* input, const char* output, void* data, size_t bytes, const Tensor& as, Failure& failure);

@@ -5,19 +5,18 @@ namespace {
 
 struct TextKey {
   const char* name;
-  const char* Plan::*field;
+  const char* Plan::* field;
   bool needed;
 };
 struct NumberKey {
   const char* name;
-  long Plan::*field;
+  long Plan::* field;
   long lowest;  // -1: the key is needed, and 0 is too little
 };
 
 constexpr TextKey kTexts[] = {
-    {"digest", &Plan::digest, true},           {"model", &Plan::model, true},
-    {"onnxruntime", &Plan::onnxruntime, true}, {"kernels", &Plan::kernels, false},
-    {"samples", &Plan::samples, true},         {"profile", &Plan::profile, false},
+    {"digest", &Plan::digest, true},    {"model", &Plan::model, true},     {"onnxruntime", &Plan::onnxruntime, true},
+    {"kernels", &Plan::kernels, false}, {"samples", &Plan::samples, true}, {"profile", &Plan::profile, false},
 };
 constexpr long kNeeded = -1;
 constexpr NumberKey kNumbers[] = {

@@ -17,7 +17,8 @@ struct Plan {
   const char *digest = nullptr, *model = nullptr, *onnxruntime = nullptr, *kernels = nullptr, *samples = nullptr;
   const char* profile = nullptr;
   double kl_limit = -1, cv_gate = 0.1;
-  long vocab = 0, context = 0, threads = 0, warm_ups = 0, repetitions = 0, most_repetitions = 0, min_ns = 0, most_ns = 0;
+  long vocab = 0, context = 0, threads = 0, warm_ups = 0, repetitions = 0, most_repetitions = 0, min_ns = 0,
+       most_ns = 0;
   long cool_down_ns = 0, start_below_mc = 0, wait_ns = 0, idle_ns = 0;
   Mode mode = kRepetitions;
   List<Turn> turns;

@@ -5,7 +5,7 @@
 namespace edge {
 namespace {
 
-constexpr long kPoll_ns = 500000000;
+constexpr long kPoll_ns = 500000000, kMargin_mc = 5000;  // as profiles/cooling.py, which says why
 constexpr size_t kLanes = 16;
 
 // The first of the largest, as NumPy picks it.
@@ -97,13 +97,14 @@ bool Protocol::measure(Failure& failure) {
     if (!converse(failure)) return false;
   }
   if (!journal_.phase("warm-up", warming, now_ns(), 0, failure)) return false;
+  if (enough()) return journal_.peak(peak_bytes(), failure);  // taken up after its last repetition
   if (!rest("idle before", plan_.idle_ns, failure)) return false;
   for (bool first = true; !enough(); first = false) {
-    const bool hurried = first || plan_.mode == kSustained;
-    if (!hurried && !rest("cool-down", plan_.cool_down_ns, failure)) return false;
-    if (!wait_until_cool(failure)) return false;
-    has_temperature_ = hottest_mc(plan_.temperature, temperature_mc_);
-    if (!converse(failure) || !tell(failure)) return false;
+    long hottest = 0;
+    if (!pause(first, failure)) return false;
+    const bool told = hottest_mc(plan_.temperature, hottest);
+    if (done_.repetitions == 0) done_.has_temperature = told, done_.first_mc = hottest;
+    if (!converse(failure) || !tell(told ? &hottest : nullptr, failure)) return false;
   }
   return rest("idle after", plan_.idle_ns, failure) && journal_.peak(peak_bytes(), failure);
 }
@@ -173,7 +174,7 @@ void Protocol::watch_caps(Measured& out, bool begins) {
 }
 
 // Writes a whole repetition at once, so that nothing between its turns waits for the disk.
-bool Protocol::tell(Failure& failure) {
+bool Protocol::tell(const long* temperature_mc, Failure& failure) {
   Tally tally;
   for (size_t i = 0; i < turns_.size; ++i) {
     const Measured& turn = turns_.data[i];
@@ -191,8 +192,7 @@ bool Protocol::tell(Failure& failure) {
     told.frequency_khz = &turn.frequency_khz;
     told.caps_khz = &turn.caps_khz;
     told.throttled = turn.throttled;
-    told.has_temperature = has_temperature_;
-    told.temperature_mc = temperature_mc_;
+    told.temperature_mc = temperature_mc;
     if (!journal_.phase("prefill", turn.start_ns, picked, turn.prompt_tokens, failure) ||
         !journal_.phase("decode", picked, end, static_cast<long>(turn.decode_ns.size), failure) ||
         !journal_.repetition(told, failure)) {
@@ -211,17 +211,44 @@ bool Protocol::rest(const char* name, long ns, Failure& failure) {
   return journal_.phase(name, start, now_ns(), 0, failure);
 }
 
-bool Protocol::wait_until_cool(Failure& failure) {
-  const long start = now_ns();
-  long hottest = 0;
-  bool waited = false;
-  while (plan_.start_below_mc && hottest_mc(plan_.temperature, hottest) && hottest >= plan_.start_below_mc) {
-    const long left = plan_.wait_ns - (now_ns() - start);
-    if (left <= 0) break;
-    waited = true;
-    sleep_ns(left < kPoll_ns ? left : kPoll_ns);
+// What the plan asks for before a repetition; after a throttled one until the device has recovered.
+bool Protocol::pause(bool first, Failure& failure) {
+  if (plan_.mode == kSustained && !first) return true;
+  if (!first && !rest("cool-down", plan_.cool_down_ns, failure)) return false;
+  if (plan_.mode != kSustained && done_.last_throttled && !wait_until([&] { return recovered(); }, failure)) {
+    return false;
   }
-  return !waited || journal_.phase("wait", start, now_ns(), 0, failure);
+  return wait_until([&] { return cool_enough(); }, failure);
+}
+
+template <class Ready>
+bool Protocol::wait_until(Ready ready, Failure& failure) {
+  if (ready()) return true;
+  const long start = now_ns();
+  long left = plan_.wait_ns;
+  for (; left > 0 && !ready(); left = plan_.wait_ns - (now_ns() - start)) sleep_ns(left < kPoll_ns ? left : kPoll_ns);
+  return journal_.phase("wait", start, now_ns(), 0, failure);
+}
+
+bool Protocol::cool_enough() const {
+  long hottest;
+  return plan_.start_below_mc == 0 || !hottest_mc(plan_.temperature, hottest) || hottest < plan_.start_below_mc;
+}
+
+// The caps are back, and it is about as cool as when the run began.
+bool Protocol::recovered() const {
+  long hottest;
+  if (done_.has_temperature && hottest_mc(plan_.temperature, hottest) && hottest > done_.first_mc + kMargin_mc) {
+    return false;
+  }
+  List<long> now;
+  bool lowered = false;
+  const bool told = read_numbers(plan_.cap, now);
+  for (size_t i = 0; told && i < now.size && i < caps_khz_.size; ++i) {
+    lowered = lowered || now.data[i] < caps_khz_.data[i];
+  }
+  free(now.data);
+  return !lowered;
 }
 
 bool Protocol::trace(Failure& failure) {

@@ -23,9 +23,13 @@ class Protocol {
   };
   bool converse(Failure& failure);
   bool turn(const Turn& turn, bool first, Measured& out, Failure& failure);
-  bool tell(Failure& failure);
+  bool tell(const long* temperature_mc, Failure& failure);
   bool rest(const char* name, long ns, Failure& failure);
-  bool wait_until_cool(Failure& failure);
+  bool pause(bool first, Failure& failure);
+  template <class Ready>
+  bool wait_until(Ready ready, Failure& failure);
+  bool cool_enough() const;
+  bool recovered() const;
   bool enough() const;
   void watch_caps(Measured& out, bool begins);
 
@@ -33,12 +37,10 @@ class Protocol {
   Model& model_;
   Journal& journal_;
   Done& done_;
-  List<Measured> turns_;       // of the repetition that runs
+  List<Measured> turns_;  // of the repetition that runs
   List<int64_t> prompt_;
-  List<long> caps_khz_;        // as they were when the run began
+  List<long> caps_khz_;  // as they were when the run began
   int64_t picked_ = 0;
-  bool has_temperature_ = false;
-  long temperature_mc_ = 0;
 };
 
 }  // namespace edge
