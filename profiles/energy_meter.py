@@ -13,11 +13,19 @@ from edge.profiles.accounting import account, not_available, of_meter
 from edge.profiles.boards import this_board
 from edge.profiles.energy import Window
 from edge.runtimes.probes.power import battery, ina3221, nvml, rapl
-from edge.runtimes.probes.power.series import PowerUnavailableError, Recorder, Series, Source, refreshed
+from edge.runtimes.probes.power.series import (
+    NEWS_FOR_A_BASELINE,
+    PowerUnavailableError,
+    Recorder,
+    Series,
+    Source,
+    refreshed,
+)
 
 ROOT = Path("/")
 INTERVAL_S = 0.05
 IDLE_S = 2.0
+POLL_S = 0.2
 
 
 def sources(root: Path = ROOT) -> Iterator[tuple[str, Source | str]]:
@@ -99,8 +107,14 @@ class EnergyMeter:
         self._running.close()
 
     def _idle(self, name: str) -> None:
+        """Rest for idle_s, and longer where the source renews its reading rarely: until it has told enough."""
         self.begin(name)
+        start = time.monotonic_ns()
         self._sleep(self.idle_s)
+        while self.source and 1e9 * self.source.idle_s > time.monotonic_ns() - start:
+            if self._recorder.news(self.source.total, start) >= NEWS_FOR_A_BASELINE:
+                break
+            self._sleep(POLL_S)
         self.begin("")
 
     def energy(self) -> Energy:

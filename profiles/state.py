@@ -77,9 +77,9 @@ def prepared(
 ) -> Iterator[dict[str, str]]:
     """The device's state as it is (`screen`) and, where `wanted` asks for another, as it was set (`screen set`).
 
-    wanted: values by name, True for those of `preparation`; nothing is set by default. What an earlier process left behind is given back
-    first. root: what is before /sys there. Raises `UsageError` for an unknown name, `EdgeError` (device.busy) where
-    another process has prepared this device.
+    wanted: values by name, True for those of `preparation`; nothing is set by default. What an earlier process left
+    behind is given back first. root: what is before /sys there. Raises `UsageError` for an unknown name, `EdgeError`
+    (device.busy) where another process has prepared this device.
     """
     with _locked(connection):
         restore(connection, root)

@@ -169,3 +169,16 @@ def test_an_external_meters_file_is_tied_to_the_load(tmp_path):
     assert energy.source == "external_meter" and "meter.csv, clock aligned within" in energy.reason
     for window in energy.windows:
         assert abs(window.net_uj - 3e6 * window.duration_ns / 1e9) < window.net_uncertainty_uj < 0.3 * window.net_uj
+
+
+def test_the_rest_lasts_until_a_slow_gauge_has_told_enough():
+    """A made-up gauge that renews its reading every 0.1 s, and one that never does."""
+    renewed = Channel("battery", "power", "gauge", lambda: 5e6 + time.monotonic() // 0.1, Accuracy())
+    still = Channel("battery", "power", "gauge", lambda: 5e6, Accuracy())
+    for channel, least, most in ((renewed, 1.7, 2.6), (still, 3.6, 4.6)):
+        source = Source("battery gauge", (channel,), ("battery",), refresh_ns=200_000_000)
+        meter = EnergyMeter(idle_s=0.1, interval_s=0.01, source=source)
+        start = time.monotonic()
+        meter.start()
+        assert least < time.monotonic() - start < most
+        meter.stop()

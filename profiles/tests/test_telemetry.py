@@ -15,7 +15,7 @@ import pytest
 import edge.kernels
 from edge.core.errors import EdgeError
 from edge.core.transport import Completed
-from edge.profiles import sampled, telemetry
+from edge.profiles import gauge, sampled, telemetry
 from edge.profiles.energy_meter import find_source
 from edge.profiles.journal import Attempt, Begin, Repeated, Span
 from edge.profiles.mirror import denied, mirror, parse
@@ -24,6 +24,7 @@ from edge.profiles.telemetry import Column
 from edge.runtimes.probes.clock import frequencies_khz
 from edge.runtimes.probes.power.series import PowerUnavailableError
 from edge.runtimes.probes.thermal import zones
+from edge.runtimes.transports.local import LocalConnection
 
 MS, SECOND = 10**6, 10**9
 CHIP = "sys/bus/i2c/devices/1-0040/hwmon/hwmon3"
@@ -397,3 +398,28 @@ def test_time_lines_of_another_boot_are_left_out():
     attempts = [Attempt(Begin(0, 0, "p", "runner", 1, "new"), 0)]
     assert sampled.tracks([segment], [Column("a", "kHz", "/a")], attempts) == []
     assert math.isnan(segment.column("b")[0])
+
+
+GAUGE = """
+import sys, time
+for i in range(200):
+    with open(sys.argv[1], "r+") as file:
+        file.write(f"{-300000 - i:07}\\n")
+    time.sleep(.2)
+"""
+
+
+def test_the_rest_of_a_run_follows_the_gauges_own_period(sampler, tmp_path, monkeypatch):
+    """A made-up gauge that is renewed five times a second, and one that stays at its value."""
+    monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))
+    device = write(tmp_path / "device", PHONE)
+    source, _ = telemetry.source_of(device)
+    columns = telemetry.columns(device, str(device))
+    connection = LocalConnection()
+    assert source.idle_s == 180
+    assert gauge.observed(connection, str(sampler), source, columns, 1).idle_s == 180
+    with subprocess.Popen(
+        [sys.executable, "-c", GAUGE, device / "sys/class/power_supply/battery/current_now"]
+    ) as moves:
+        assert gauge.observed(connection, str(sampler), source, columns, 3).idle_s == pytest.approx(18 * 0.2, rel=0.5)
+        moves.kill()

@@ -73,7 +73,7 @@ def open_source(root: Path = ROOT) -> Source:
         raise PowerUnavailableError(f"the battery's gauge can't be read: {error}") from error
     accuracy = Accuracy(gain=ASSUMED_GAIN, resolution=1000 * float(_millivolts(read_voltage)), note=NOTE)
     channel = of_files(folder.name, "power", "gauge", [current, voltage], accuracy, value=_power_uw)
-    return Source(NAME, (channel,), (folder.name,))
+    return Source(NAME, (channel,), (folder.name,), SLOWEST_REFRESH_NS)
 
 
 def _power_uw(numbers: Sequence[Any]) -> Any:

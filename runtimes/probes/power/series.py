@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 SourceClass = Literal["external_meter", "hardware_counter", "gauge", "model"]
 Kind = Literal["energy", "power"]
+NEWS_FOR_A_BASELINE = 18  # twelve readings, where one in a period and a half is news
 
 
 class PowerUnavailableError(Exception):
@@ -101,11 +103,20 @@ def of_files(
 
 @dataclass(frozen=True)
 class Source:
-    """Channels that are read in one sweep, and the names of those whose sum is the whole: nothing is in it twice."""
+    """Channels that are read in one sweep, and the names of those whose sum is the whole: nothing is in it twice.
+
+    refresh_ns: how far apart its news can be; 0 where there is some in every reading.
+    """
 
     name: str
     channels: tuple[Channel, ...]
     total: tuple[str, ...]
+    refresh_ns: int = 0
+
+    @property
+    def idle_s(self) -> float:
+        """How long a rest has to be at least to tell a baseline."""
+        return NEWS_FOR_A_BASELINE * self.refresh_ns / 1e9
 
     def whole(self, series: Sequence[Series]) -> Series:
         """The total of what was recorded of this source."""
@@ -225,6 +236,13 @@ class Recorder:
             for i, channel in enumerate(self.groups[group])
             if only is None or channel.name in only
         ]
+
+    def news(self, names: Sequence[str], since_ns: int, group: int = 0) -> int:
+        """How often the sum of these channels has changed since then."""
+        wanted = [i for i, channel in enumerate(self.groups[group]) if channel.name in names]
+        with self._lock:
+            sums = [sum(values[i] for i in wanted) for at, _, values in self._rows[group] if at >= since_ns]
+        return sum(a != b for a, b in pairwise(sums))
 
     def _run(self) -> None:
         while not self._stopped.wait(self.interval_s):
