@@ -23,6 +23,7 @@ from edge.profiles.assemble import measurement_of
 from edge.profiles.deploy import deploy, native_engine
 from edge.profiles.device_run import Run
 from edge.profiles.fingerprint import device_fingerprint
+from edge.profiles.gauge import observed
 from edge.profiles.mirror import mirror
 from edge.profiles.outcome import Outcome
 from edge.profiles.plan import Plan, check_room, digest
@@ -88,7 +89,7 @@ def _run(
     run = Run(
         connection=connection,
         bundle=bundle,
-        plan=plan if there.source or plan.meter_csv else msgspec.structs.replace(plan, idle_s=0.0),
+        plan=msgspec.structs.replace(plan, idle_s=_rest_s(connection, plan, there, deployed.sampler)),
         digest=digest(plan, bundle.hash, connection.device.name, "runner"),
         deployed=deployed,
         watched=telemetry.watched(there.tree),
@@ -108,6 +109,15 @@ def _run(
     kind = FAILURES.get(end.code, EdgeError)
     message = f"on {connection.device.name}: {end.message or end.code}"
     return Outcome(measurement, run.local, kind(f"profile.{end.code}", message, _hint(end.code)))
+
+
+def _rest_s(connection: Connection, plan: Plan, there: There, sampler: str) -> float:
+    """How long to rest before and after: none where nothing tells energy, longer where a gauge is renewed rarely."""
+    if plan.meter_csv:
+        return plan.idle_s
+    if there.source is None:
+        return 0.0
+    return max(plan.idle_s, observed(connection, sampler, there.source, there.columns).idle_s)
 
 
 def _operators(run: Run) -> list[OperatorTime]:
