@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
-from edge.profiles.state import prepared
 
 from edge.core.bundle import Bundle
 from edge.core.console import info
@@ -27,6 +26,7 @@ from edge.profiles.gauge import observed
 from edge.profiles.mirror import mirror
 from edge.profiles.outcome import Outcome
 from edge.profiles.plan import Plan, check_room, digest
+from edge.profiles.state import prepared
 from edge.runtimes.probes.power.series import Source
 from edge.runtimes.transports import connect
 
