@@ -15,7 +15,8 @@ def command(json: Json = False) -> None:
         method = load_method(name)
         options = {field.name: field.default for field in msgspec.structs.fields(method.Options)}
         summary = (method.__doc__ or "").strip().splitlines()[0]
-        rows.append({"name": name, "calibrated": method.CALIBRATED, "options": options, "summary": summary})
+        row = {"name": name, "calibrated": method.CALIBRATED, "options": options, "summary": summary}
+        rows.append({**row, "takes_tensors": hasattr(method, "compress")})
     if json:
         print_json(rows)
         return

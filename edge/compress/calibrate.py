@@ -12,7 +12,7 @@ import msgspec
 import torch
 from torch import nn
 
-from edge.compress.method import Inputs
+from edge.compress.method import Inputs, InputStatistics
 from edge.core.console import info
 from edge.core.errors import UsageError
 from edge.core.recipe import Calibration
@@ -60,9 +60,14 @@ class HiddenStates:
 
     Layers run on the weights that they hold at that moment, so that what is compressed already is what later layers
     see. Activations stay float here even for recipes with int8 activations: the weights' error is what a method fits.
+
+    `originals` are the states of the model that nothing is done to, None unless a method compares with them: first what
+    enters the layer, and after `advance_originals` what should leave it.
     """
 
-    def __init__(self, model: nn.Module, spec: DecoderSpec, windows: torch.Tensor) -> None:
+    def __init__(
+        self, model: nn.Module, spec: DecoderSpec, windows: torch.Tensor, *, keep_originals: bool = False
+    ) -> None:
         """`model` has its embeddings, its layers may be on the meta device: they are not run yet."""
         self.states: list[torch.Tensor] = []
         self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -76,6 +81,7 @@ class HiddenStates:
                 base(input_ids=window[None], use_cache=False)
         for layer in layers:
             del layer.forward
+        self.originals = list(self.states) if keep_originals else None
 
     def _catch(self, states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Stands in for every layer: keeps what enters the first and how each is called (all windows alike)."""
@@ -87,31 +93,40 @@ class HiddenStates:
     @torch.no_grad()
     def advance(self, index: int, layer: nn.Module) -> None:
         """Run `layer` on all windows; its outputs are the new states."""
-        for window in range(len(self.states)):
-            self.states[window] = self._run(index, layer, window)
+        self._advance(self.states, index, layer)
+
+    @torch.no_grad()
+    def advance_originals(self, index: int, layer: nn.Module) -> None:
+        """Run `layer`, with the weights of the original, on `originals` where they are kept."""
+        if self.originals is not None:
+            self._advance(self.originals, index, layer)
+
+    def _advance(self, states: list[torch.Tensor], index: int, layer: nn.Module) -> None:
+        for window, state in enumerate(states):
+            states[window] = self.run(index, layer, state)
 
     @torch.no_grad()
     def inputs_of(self, index: int, layer: nn.Module, module: nn.Module, width: int) -> Inputs:
         """What `module`, somewhere inside `layer`, gets to see. The layer runs only as far as `module`."""
-        hessian = torch.zeros(width, width)
+        statistics = InputStatistics(width)
 
         def collect(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            x = args[0].reshape(-1, width).float()
-            hessian.addmm_(x.T, x)
+            statistics.add(args[0])
             raise _Reached
 
         handle = module.register_forward_pre_hook(collect)
         try:
-            for window in range(len(self.states)):
+            for state in self.states:
                 with _until_reached():
-                    self._run(index, layer, window)
+                    self.run(index, layer, state)
         finally:
             handle.remove()
-        return Inputs(hessian / sum(state.shape[1] for state in self.states))
+        return statistics.inputs()
 
-    def _run(self, index: int, layer: nn.Module, window: int) -> torch.Tensor:
+    def run(self, index: int, layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
+        """What leaves `layer` for states [windows, tokens, hidden]."""
         args, kwargs = self._arguments[index]
-        out = layer(self.states[window], *args, **kwargs)
+        out = layer(states, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
 

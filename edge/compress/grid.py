@@ -32,11 +32,16 @@ class FittedGrid:
     def encode(self, weight: torch.Tensor) -> torch.Tensor:
         """Nearest codes uint8 of a matrix [rows, columns]."""
         codes = torch.empty(weight.shape, dtype=torch.uint8)
-        for rows in _row_chunks(weight):
-            grouped = _grouped(weight[rows], self.encoding)
-            nearest = _round(grouped, self.scales[rows, :, None], self.zeros[rows, :, None], self.encoding.bits)
+        for rows in row_chunks(weight):
+            groups = grouped(weight[rows], self.encoding)
+            nearest = _round(groups, self.scales[rows, :, None], self.zeros[rows, :, None], self.encoding.bits)
             codes[rows] = nearest.flatten(1)[:, : weight.shape[1]].to(torch.uint8)
         return codes
+
+    def dequantize(self, codes: torch.Tensor) -> torch.Tensor:
+        """The float32 matrix that codes [rows, columns] stand for."""
+        groups = grouped(codes.float(), self.encoding)
+        return ((groups - self.zeros[..., None]) * self.scales[..., None]).flatten(1)[:, : codes.shape[1]]
 
     def tensor(self, name: str, codes: torch.Tensor) -> CompressedTensor:
         """Codes uint8 [rows, columns] on this grid as a compressed tensor."""
@@ -59,9 +64,9 @@ def fit_grid(
     """
     rows, groups = weight.shape[0], encoding.groups(weight.shape[1])
     scales, zeros = torch.empty(rows, groups), torch.empty(rows, groups)
-    weights = None if importance is None else _grouped(importance[None], encoding)
-    for chunk in _row_chunks(weight):
-        scales[chunk], zeros[chunk] = _fit(_grouped(weight[chunk], encoding), encoding, search, weights)
+    weights = None if importance is None else grouped(importance[None], encoding)
+    for chunk in row_chunks(weight):
+        scales[chunk], zeros[chunk] = _fit(grouped(weight[chunk], encoding), encoding, search, weights)
     return FittedGrid(encoding, scales, zeros)
 
 
@@ -85,14 +90,14 @@ class _Best:
     """Keeps the grid with the least squared error that it was offered, group by group."""
 
     def __init__(self, groups: torch.Tensor, encoding: Affine, importance: torch.Tensor | None) -> None:
-        self.groups, self.bits, self.unit, self.importance = groups, encoding.bits, _unit(encoding), importance
+        self.groups, self.encoding, self.bits, self.importance = groups, encoding, encoding.bits, importance
         self.error = torch.full(groups.shape[:2], torch.inf)
         self.scale, self.zero = torch.zeros(groups.shape[:2]), torch.zeros(groups.shape[:2])
 
     def offer(self, scale: torch.Tensor, zero: torch.Tensor) -> None:
-        scale = (scale / self.unit).half().float() * self.unit
+        scale = stored_scale(scale, self.encoding)
         wide_scale, wide_zero = scale[..., None], zero[..., None]
-        levels = _round(self.groups, wide_scale, wide_zero, self.bits).sub_(wide_zero)
+        levels = levels_of(self.groups, wide_scale, wide_zero, self.bits)
         error = levels.mul_(wide_scale).sub_(self.groups).square_()
         if self.importance is not None:
             error *= self.importance
@@ -105,7 +110,7 @@ class _Best:
     def least_squares_scale(self) -> torch.Tensor:
         """The scale that fits the present codes best: <w, q> / <q, q>."""
         zero = self.zero[..., None]
-        levels = _round(self.groups, self.scale[..., None], zero, self.bits) - zero
+        levels = levels_of(self.groups, self.scale[..., None], zero, self.bits)
         weighted = levels if self.importance is None else levels * self.importance
         norm = (weighted * levels).sum(-1)
         return torch.where(norm > 0, (weighted * self.groups).sum(-1) / norm, self.scale)
@@ -113,33 +118,48 @@ class _Best:
 
 def _candidates(groups: torch.Tensor, encoding: Affine, search: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Scales and zeros [rows, groups] to try, the plain one first."""
-    top = (1 << encoding.bits) - 1
     # The fewer levels, the more it pays to clip: 2 bits down to half of the range, 8 bits hardly at all.
     lowest = 1 - 2.0 / (1 << encoding.bits)
-    clips = torch.linspace(1.0, lowest, CLIPS).tolist() if search and encoding.bits < 8 else [1.0]
+    for clip in torch.linspace(1.0, lowest, CLIPS).tolist() if search and encoding.bits < 8 else [1.0]:
+        scale, zero = range_grid(groups, encoding, clip)
+        yield scale, zero
+        if search and encoding.grid == "symmetric":
+            half = encoding.symmetric_zero
+            yield scale * (-half / (half - 1)), zero
+
+
+def range_grid(groups: torch.Tensor, encoding: Affine, clip: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and zeros [rows, groups] of the grid that spans the share `clip` of the range of [rows, groups, size].
+
+    The symmetric grid points its longer side at the extreme weight. Scales are not yet rounded to float16.
+    """
+    top = (1 << encoding.bits) - 1
     if encoding.grid == "zero_point":
         low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
-        for clip in clips:
-            scale = ((high - low) * (clip / top)).half().float()
-            yield scale, _divide(-low * clip, scale).round_().clamp_(0, top)
-        return
+        scale = ((high - low) * (clip / top)).half().float()
+        return scale, _divide(-low * clip, scale).round_().clamp_(0, top)
     if encoding.grid == "half_integer":
         largest = groups.abs().amax(-1)
-        for clip in clips:
-            yield largest * (2 * clip / top), torch.full_like(largest, top / 2)
-        return
+        return largest * (2 * clip / top), torch.full_like(largest, top / 2)
     half = encoding.symmetric_zero
     extreme = torch.where(groups.amax(-1) > -groups.amin(-1), groups.amax(-1), groups.amin(-1))
-    zero = torch.full_like(extreme, half)
-    for clip in clips:
-        yield extreme * (-clip / half), zero
-        if search:
-            yield extreme * (clip / (half - 1)), zero
+    return extreme * (-clip / half), torch.full_like(extreme, half)
+
+
+def stored_scale(scale: torch.Tensor, encoding: Affine) -> torch.Tensor:
+    """A scale as it is after a round trip through the file's float16."""
+    unit = _unit(encoding)
+    return (scale / unit).half().float() * unit
 
 
 def _unit(encoding: Affine) -> int:
     """What the difference of two codes is in units of the stored scale."""
     return 2 if encoding.grid == "half_integer" else 1
+
+
+def levels_of(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
+    """The nearest `code - zero`: times `scale` it is the rounded weight. Shapes broadcast."""
+    return _round(weight, scale, zero, bits).sub_(zero)
 
 
 def _round(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
@@ -152,7 +172,7 @@ def _divide(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return weight * torch.where(scale == 0, 0, 1 / scale)
 
 
-def _grouped(weight: torch.Tensor, encoding: Affine) -> torch.Tensor:
+def grouped(weight: torch.Tensor, encoding: Affine) -> torch.Tensor:
     """[rows, columns] as [rows, groups, group_size]; a short last group is filled with zeros."""
     rows, columns = weight.shape
     size = encoding.group_size or columns
@@ -160,7 +180,8 @@ def _grouped(weight: torch.Tensor, encoding: Affine) -> torch.Tensor:
     return padded.reshape(rows, -1, size)
 
 
-def _row_chunks(weight: torch.Tensor) -> Iterator[slice]:
+def row_chunks(weight: torch.Tensor) -> Iterator[slice]:
+    """Rows that are worked on at a time."""
     step = max(1, CHUNK // weight.shape[1])
     for start in range(0, weight.shape[0], step):
         yield slice(start, start + step)

@@ -7,17 +7,19 @@ what is compressed already: q, k, v; then o; then gate and up; then down.
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
+from edge.compress.block import Block
 from edge.compress.calibrate import HiddenStates
-from edge.compress.method import Inputs
+from edge.compress.method import Inputs, Tasks
 from edge.compress.partial import PartialModel, Tensors
 from edge.core.console import Ticker
+from edge.core.weight import CompressedTensor
 from edge.models.safetensors_store import SafetensorsStore
-from edge.models.spec import Layer, Linear
+from edge.models.spec import Linear
 from edge.models.stored import from_stored, stored_names, to_stored
 from edge.models.torch_model import empty_model, fill, put
 
@@ -36,60 +38,103 @@ class LayerwiseRun:
     def run(self, tick: Ticker) -> None:
         first, last = 0, len(self.spec.layers) + 1
         self.job.plain_unit(first, self.partial)
+        originals = any(hasattr(task.method, "compress_block") for task in self.job.plan.tasks.values())
         self._load_finished(first)
-        states = HiddenStates(self.model, self.spec, self.windows)
+        states = HiddenStates(self.model, self.spec, self.windows, keep_originals=originals)
         for name in self.job.units[first]:
             self.model.get_submodule(name.rpartition(".")[0]).to("meta")
         tick()
         for index, layer in enumerate(self.spec.layers):
-            self._layer(index, layer, states)
+            self._layer(Block(layer, index, self.model, states, self.job.recipe.seed))
             tick()
         self.job.plain_unit(last, self.partial)
         tick()
 
-    def _layer(self, index: int, layer: Layer, states: HiddenStates) -> None:
-        unit, module = index + 1, self.model.get_submodule(layer.name)
-        if self.partial.finished(unit):
+    def _layer(self, block: Block) -> None:
+        unit, states = block.index + 1, block.states
+        finished = self.partial.finished(unit)
+        if not finished or states.originals is not None:
+            fill(self.model, self.job.checkpoint, self.job.units[unit])
+            states.advance_originals(block.index, block.module)
+        if finished:
             self._load_finished(unit)
         else:
-            self.partial.write(unit, self._compress(index, layer, module, states))
-        if index + 1 < len(self.spec.layers):
-            states.advance(index, module)
-        module.to("meta")
+            self.partial.write(unit, self._compress(block))
+        if unit < len(self.spec.layers):
+            states.advance(block.index, block.module)
+        block.module.to("meta")
         self.job.checkpoint.release()
         gc.collect()
 
-    def _compress(self, index: int, layer: Layer, module: nn.Module, states: HiddenStates) -> Tensors:
-        """What the layer becomes in its file; `module` is left with the compressed weights."""
-        names = self.job.units[index + 1]
-        fill(self.model, self.job.checkpoint, names)
-        tensors = {name: self.job.checkpoint.tensor(name) for name in names if name not in self.job.tasks}
-        for group in layer.linears():
-            todo = [linear for linear in group if linear.weight in self.job.tasks]
+    def _compress(self, block: Block) -> Tensors:
+        """What the layer becomes in its file; its module is left with the compressed weights."""
+        for tasks in self.job.plan.preparations:
+            _for_each_method(block, tasks, "prepare")
+        tensors = self._plain_tensors(block)
+        together: dict[str, CompressedTensor] = {}
+        for result in _for_each_method(block, self.job.plan.tasks, "compress_block"):
+            together |= result
+        known = self._inputs_at_once(block, together)
+        for group in block.layer.linears():
+            todo = [linear for linear in group if linear.weight in self.job.plan.tasks]
             inputs = None
-            if any(self.job.tasks[linear.weight].method.CALIBRATED for linear in todo):
-                reader = self.model.get_submodule(todo[0].name)
-                inputs = states.inputs_of(index, module, reader, todo[0].in_features)
+            if any(self._needs_inputs(linear, together) for linear in todo):
+                inputs = known[group] if group in known else block.inputs(todo[0])
             for linear in todo:
-                tensors |= self._compress_linear(linear, inputs)
+                tensor = together.get(linear.weight) or self._compress_matrix(block, linear, inputs)
+                block.matrix(linear).copy_(torch.from_numpy(tensor.dequantize()))
+                tensors |= to_stored(tensor)
         return tensors
 
-    def _compress_linear(self, linear: Linear, inputs: Inputs | None) -> Tensors:
-        stored = self.model.get_parameter(linear.weight)
-        weight = (stored.T if linear.transposed else stored).contiguous()
-        tensor = self.job.tasks[linear.weight].run(linear.weight, weight, inputs)
-        dense = torch.from_numpy(tensor.dequantize())
-        put(self.model, linear.weight, dense.T.contiguous() if linear.transposed else dense)
-        return to_stored(tensor)
+    def _compress_matrix(self, block: Block, linear: Linear, inputs: Inputs | None) -> CompressedTensor:
+        weight = block.matrix(linear).contiguous()
+        return self.job.plan.tasks[linear.weight].run(linear.weight, weight, inputs)
+
+    def _needs_inputs(self, linear: Linear, together: Mapping[str, CompressedTensor]) -> bool:
+        return self.job.plan.tasks[linear.weight].method.CALIBRATED and linear.weight not in together
+
+    def _inputs_at_once(
+        self, block: Block, together: Mapping[str, CompressedTensor]
+    ) -> dict[tuple[Linear, ...], Inputs]:
+        """Inputs of the matrices that are not to see what was compressed before them in the layer."""
+        known = {}
+        for group in block.layer.linears():
+            for linear in group:
+                task = self.job.plan.tasks.get(linear.weight)
+                if task and not getattr(task.options, "true_sequential", True) and group not in known:
+                    known[group] = block.inputs(linear)
+        return known
+
+    def _plain_tensors(self, block: Block) -> Tensors:
+        """What isn't compressed: as the checkpoint has it, or as it was changed to fold something into it."""
+        tensors = {}
+        for name in self.job.units[block.index + 1]:
+            if name not in self.job.plan.tasks:
+                original, now = self.job.checkpoint.tensor(name), block.tensor(name)
+                tensors[name] = original if torch.equal(original.float(), now) else now.clone()
+        return tensors
 
     def _load_finished(self, unit: int) -> None:
         """Give the model the weights of a finished unit, dequantized."""
         store = SafetensorsStore([self.partial.path(unit)])
+        tasks = self.job.plan.tasks
         for name in self.job.units[unit]:
-            if name not in self.job.tasks:
+            if name not in tasks:
                 put(self.model, name, store.read(name).float().clone())
                 continue
-            encoding = self.job.tasks[name].options.encoding
+            encoding = tasks[name].options.encoding
             turned, shape = name in self.job.checkpoint.spec.transposed, self.job.checkpoint.matrix_shape(name)
             dense = from_stored(name, shape, encoding, store.read, stored_names(name, shape, encoding)).dequantize()
             put(self.model, name, torch.from_numpy(dense.T.copy() if turned else dense))
+
+
+def _for_each_method(block: Block, tasks: Tasks, function: str) -> list[Any]:
+    """Call a method's `function` with the block and the options of those of its matrices that the method serves."""
+    by_method: dict[str, dict[str, Any]] = {}
+    methods = {}
+    for name in block.linears():
+        if name in tasks and hasattr(tasks[name].method, function):
+            method = tasks[name].resolved.method
+            by_method.setdefault(method, {})[name] = tasks[name].options
+            methods[method] = tasks[name].method
+    return [getattr(methods[method], function)(block, options) for method, options in by_method.items()]

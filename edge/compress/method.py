@@ -1,10 +1,18 @@
-"""What a compression method is: a module of `edge.compress.methods` with options and mathematics."""
+"""What a compression method is: a module of `edge.compress.methods` with options and mathematics.
+
+A module may have three functions, each of which makes it part of the pipeline at its own place:
+
+- `prepare(block, options)`: changes the float weights of a decoder layer without changing its function, before anything
+  in it is compressed. A module with nothing else is a preparation: its step takes no tensors from later steps.
+- `compress_block(block, options)`: compresses matrices of a decoder layer together.
+- `compress(name, weight, options, inputs)`: compresses one matrix.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 import torch
@@ -13,6 +21,9 @@ from edge.core.errors import UsageError
 from edge.core.plugins import METHODS
 from edge.core.recipe import ModuleKind, Recipe, Resolved, check_options
 from edge.core.weight import Affine, CompressedTensor, Grid
+
+if TYPE_CHECKING:
+    from edge.compress.block import Block
 
 
 class AffineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,24 +42,50 @@ class AffineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Inputs:
-    """What a matrix saw in calibration: `hessian` = X^T X / tokens, float32 [in_features, in_features].
+    """What a matrix saw in calibration, float32: `hessian` = X^T X / tokens [in_features, in_features], and per input
+    channel the mean (`magnitude`) and the maximum (`peak`) of |x| [in_features].
 
     Matrices with the same input share one object, so that a method can keep what it derives from it.
     """
 
-    def __init__(self, hessian: torch.Tensor) -> None:
-        self.hessian = hessian
+    def __init__(self, hessian: torch.Tensor, magnitude: torch.Tensor, peak: torch.Tensor) -> None:
+        self.hessian, self.magnitude, self.peak = hessian, magnitude, peak
+
+
+class InputStatistics:
+    """Gathers `Inputs` from activations [.., in_features], any number of times."""
+
+    def __init__(self, width: int) -> None:
+        self._hessian, self._sum, self._peak = torch.zeros(width, width), torch.zeros(width), torch.zeros(width)
+        self._tokens = 0
+
+    def add(self, activations: torch.Tensor) -> None:
+        x = activations.reshape(-1, len(self._sum)).float()
+        self._hessian.addmm_(x.T, x)
+        magnitudes = x.abs()
+        self._sum += magnitudes.sum(0)
+        self._peak = torch.maximum(self._peak, magnitudes.amax(0))
+        self._tokens += len(x)
+
+    def inputs(self) -> Inputs:
+        return Inputs(self._hessian / self._tokens, self._sum / self._tokens, self._peak)
 
 
 class Method(Protocol):
-    """A module that compresses one matrix at a time."""
+    """A module that compresses matrices; see the top for what else it may have."""
 
     Options: type[AffineOptions]
     CALIBRATED: bool
-    """Whether `compress` needs to know the matrix's inputs; such a method serves linear layers only."""
+    """Whether it needs to know the matrices' inputs; such a method serves linear layers only."""
 
     def compress(self, name: str, weight: torch.Tensor, options: Any, inputs: Inputs | None) -> CompressedTensor:
         """Compress a float32 matrix [out_features, in_features]. Deterministic; `weight` is left as it is."""
+
+    def prepare(self, block: Block, options: Mapping[str, Any]) -> None:
+        """Fold into a layer what makes the matrices named in `options` easier to compress. May be missing."""
+
+    def compress_block(self, block: Block, options: Mapping[str, Any]) -> dict[str, CompressedTensor]:
+        """Compress the matrices named in `options` together; the block is left as it is. May be missing."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +100,49 @@ class Task:
         return self.method.compress(name, weight, self.options, inputs)
 
 
+Tasks = Mapping[str, Task]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done to a model: `tasks` say what becomes of each matrix, `preparations` (one mapping per step, in
+    order) which matrices each step prepares before that.
+    """
+
+    tasks: Tasks
+    preparations: tuple[Tasks, ...]
+
+    @property
+    def calibrated(self) -> bool:
+        return any(task.method.CALIBRATED for tasks in (self.tasks, *self.preparations) for task in tasks.values())
+
+
 def load_method(name: str) -> Method:
     """A method by name. Raises `UsageError` with the nearest right name."""
     return cast(Method, METHODS.load(name))
 
 
-def plan(recipe: Recipe, tensors: list[tuple[str, ModuleKind]]) -> Mapping[str, Task]:
+def plan(recipe: Recipe, tensors: list[tuple[str, ModuleKind]]) -> Plan:
     """What is done to every tensor. Raises `UsageError` for a wrong option or a tensor the method can't serve."""
+    methods = [load_method(step.method) for step in recipe.steps]
+    takes = [index for index, method in enumerate(methods) if hasattr(method, "compress")]
+    if not takes:
+        hint = "add a step with a method that compresses, such as rtn"
+        raise UsageError("recipe.prepares_only", f"{recipe.name} prepares the model and compresses nothing", hint)
+    tasks = _tasks(recipe, tensors, takes)
+    preparations = []
+    for index, method in enumerate(methods):
+        if index not in takes:
+            linears = [(name, kind) for name, kind in tensors if kind == "linear"]
+            preparations.append(_tasks(recipe, linears, [index]))
+        elif hasattr(method, "prepare"):
+            preparations.append({name: task for name, task in tasks.items() if task.resolved.step == index})
+    return Plan(tasks, tuple(preparations))
+
+
+def _tasks(recipe: Recipe, tensors: list[tuple[str, ModuleKind]], steps: list[int]) -> Tasks:
     tasks = {}
-    for name, resolved in recipe.resolve(tensors).items():
+    for name, resolved in recipe.resolve(tensors, steps).items():
         method = load_method(resolved.method)
         origin = f"{recipe.name}: {resolved.method} for {name}"
         options = check_options(resolved.options, method.Options, origin)
@@ -79,6 +150,7 @@ def plan(recipe: Recipe, tensors: list[tuple[str, ModuleKind]]) -> Mapping[str, 
             message = f"{origin}: {resolved.method} needs the inputs of a matrix, an {resolved.module} has none"
             hint = f'exclude it, {{module = "{resolved.module}", exclude = true}}, and add an rtn step for it'
             raise UsageError("recipe.module", message, hint)
-        _ = options.encoding  # raises for bits or a group that can't be stored
+        if isinstance(options, AffineOptions):
+            _ = options.encoding  # raises for bits or a group that can't be stored
         tasks[name] = Task(method, options, resolved)
     return tasks

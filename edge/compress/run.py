@@ -7,7 +7,6 @@ hidden states walk along: a layer's inputs come from layers that are compressed 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from edge import __version__
 from edge.compress.calibrate import CalibrationText, read_text, token_windows
 from edge.compress.layerwise import LayerwiseRun
-from edge.compress.method import Task, plan
+from edge.compress.method import Plan, plan
 from edge.compress.partial import PartialModel, Tensors, job_key
 from edge.core.console import Ticker, progress
 from edge.core.errors import EdgeError
@@ -49,15 +48,14 @@ def compress(
     checkpoint = open_checkpoint(source)
     if checkpoint.compressed:
         raise EdgeError("compress.twice", f"{source} is compressed already", "start from the original checkpoint")
-    tasks = plan(recipe, checkpoint.spec.matrices())
-    calibrated = any(task.method.CALIBRATED for task in tasks.values())
-    if calibrated and checkpoint.spec.task != "decoder":
+    planned = plan(recipe, checkpoint.spec.matrices())
+    if planned.calibrated and checkpoint.spec.task != "decoder":
         message = (
             f"{recipe.name} needs calibration, which walks through decoders only: this is {checkpoint.spec.model_type}"
         )
         raise EdgeError("compress.calibration", message, "use a recipe without calibration, such as int4 or int8")
-    text = read_text(recipe.calibration, calibration_text) if calibrated else None
-    job = Job(checkpoint, recipe, tasks, text)
+    text = read_text(recipe.calibration, calibration_text) if planned.calibrated else None
+    job = Job(checkpoint, recipe, planned, text)
     with atomic_folder(output, force=force, resume=True) as folder:
         job.run(folder)
     return output
@@ -69,7 +67,7 @@ class Job:
 
     checkpoint: Checkpoint
     recipe: Recipe
-    tasks: Mapping[str, Task]
+    plan: Plan
     text: CalibrationText | None
 
     @cached_property
@@ -102,9 +100,9 @@ class Job:
             return
         tensors: Tensors = {}
         for name in self.units[unit]:
-            if name in self.tasks:
+            if name in self.plan.tasks:
                 weight = torch.from_numpy(self.checkpoint.matrix(name).dequantize())
-                tensors |= to_stored(self.tasks[name].run(name, weight, None))
+                tensors |= to_stored(self.plan.tasks[name].run(name, weight, None))
             else:
                 tensors[name] = self.checkpoint.tensor(name)
         partial.write(unit, tensors)
@@ -112,7 +110,7 @@ class Job:
 
     def _key(self) -> str:
         text = self.text.sha256 if self.text else None
-        resolved = {name: task.resolved for name, task in self.tasks.items()}
+        resolved = {name: task.resolved for name, task in self.plan.tasks.items()}
         config = self._plain_config()
         return job_key(self.checkpoint.sha256, config, self.recipe, resolved, text, tool_versions())
 
@@ -127,7 +125,7 @@ class Job:
         checkpoint = self.checkpoint
         config = self._plain_config()
         config["architectures"] = [type(empty_model(checkpoint.config, checkpoint.spec)).__name__]
-        encodings = {name: task.options.encoding for name, task in self.tasks.items()}
+        encodings = {name: task.options.encoding for name, task in self.plan.tasks.items()}
         config["quantization_config"] = {
             "quant_method": "edge",
             "schema": SCHEMA,
@@ -137,7 +135,7 @@ class Job:
         config["edge"] = {
             "schema": SCHEMA,
             "recipe": self.recipe,
-            "resolved": {name: task.resolved for name, task in self.tasks.items()},
+            "resolved": {name: task.resolved for name, task in self.plan.tasks.items()},
             "source": checkpoint.origin,
             "source_sha256": checkpoint.sha256,
             "calibration_sha256": self.text.sha256 if self.text else None,

@@ -11,7 +11,8 @@
     options = {bits = 4, group_size = 64}
 
 A step takes every tensor that no earlier step took and that no rule of its own excludes. Rules match by name before
-module kind; among equals the first wins.
+module kind; among equals the first wins. A step whose method only prepares (`edge methods`) takes no tensors: it
+changes the weights, not the function, of the layers whose matrices it is for, before they are compressed.
 """
 
 from __future__ import annotations
@@ -77,11 +78,17 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     activations: Literal["a8", "f32"] = "a8"
     calibration: Calibration = msgspec.field(default_factory=Calibration)
 
-    def resolve(self, tensors: Iterable[tuple[str, ModuleKind]]) -> dict[str, Resolved]:
-        """The answer for every tensor: which step takes it, with which options. A tensor no step takes is left out."""
+    def resolve(
+        self, tensors: Iterable[tuple[str, ModuleKind]], steps: Iterable[int] | None = None
+    ) -> dict[str, Resolved]:
+        """The answer for every tensor: which step takes it, with which options. A tensor no step takes is left out.
+
+        steps: indices of those that are asked, in order; by default all.
+        """
+        asked = list(enumerate(self.steps) if steps is None else ((index, self.steps[index]) for index in steps))
         answers: dict[str, Resolved] = {}
         for name, kind in tensors:
-            for index, step in enumerate(self.steps):
+            for index, step in asked:
                 rule = step.rule_for(name, kind)
                 if rule is not None and rule.exclude:
                     continue

@@ -133,20 +133,20 @@ def test_interrupted_run_resumes_at_its_layer(model, tmp_path, text, monkeypatch
     compressed = []
     real = layerwise.LayerwiseRun._compress
 
-    def until_third(self, index, *rest):
-        if index == 2:
+    def until_third(self, block):
+        if block.index == 2:
             raise Killed
-        compressed.append(index)
-        return real(self, index, *rest)
+        compressed.append(block.index)
+        return real(self, block)
 
     monkeypatch.setattr(layerwise.LayerwiseRun, "_compress", until_third)
     with pytest.raises(Killed):
         compress(model, recipe(), tmp_path / "out", calibration_text=text)
     assert not (tmp_path / "out").exists() and (tmp_path / ".out.partial").is_dir()
 
-    def note(self, index, *rest):
-        compressed.append(index)
-        return real(self, index, *rest)
+    def note(self, block):
+        compressed.append(block.index)
+        return real(self, block)
 
     monkeypatch.setattr(layerwise.LayerwiseRun, "_compress", note)
     folder = compress(model, recipe(), tmp_path / "out", calibration_text=text)
