@@ -12,7 +12,7 @@ from typing import Any
 from edge.core.files import write_text
 from edge.core.measurement import Agreement, Evaluation, Measurement
 from edge.profiles import statistics
-from edge.report import method, overview, plots, table
+from edge.report import method, modes, overview, plots, table
 from edge.report.results import Row, device_name, join
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -63,9 +63,11 @@ def render(evaluations: Sequence[Evaluation | Agreement], measurements: Sequence
 
 def tiles(row: Row) -> list[Tile]:
     """The headline numbers of one row."""
-    size, unit = table.megabytes(row.stored_bytes).split()
-    bits = f"{row.bits_per_weight:.2f} bits per weight, {32 / row.bits_per_weight:.1f}× less than fp32"
-    shown = [Tile("Size on disk", size, unit, bits)]
+    shown = []
+    if row.stored_bytes and row.bits_per_weight:
+        size, unit = table.megabytes(row.stored_bytes).split()
+        bits = f"{row.bits_per_weight:.2f} bits per weight, {32 / row.bits_per_weight:.1f}× less than fp32"
+        shown.append(Tile("Size on disk", size, unit, bits))
     if row.evaluation:
         lost = table.change(row.evaluation)
         note = f"{lost} against the original" if lost else f"on {row.evaluation.text}"
@@ -80,12 +82,16 @@ def tiles(row: Row) -> list[Tile]:
 
 def _speed_tiles(measurement: Measurement) -> list[Tile]:
     shown = []
-    if table.has_decoded(measurement):
+    if measurement.protocol.mode == "sustained":
+        long = modes.summed_up(measurement)
+        note = f"{long.retention:.0%} of {table.number(long.warm)} when warm"
+        shown.append(Tile("Sustained", table.number(long.sustained), "tokens/s", note))
+    elif table.has_decoded(measurement):
         decode = statistics.decode_tokens_per_s(measurement)
         shown.append(Tile("Decode", table.number(decode.median), "tokens/s", table.spread(decode)))
     if table.generates(measurement):
         first = statistics.ttft_ms(measurement)
-        prompt = f"after {measurement.protocol.prompt_tokens} tokens"
+        prompt = f"after {measurement.repetitions[0].prompt_tokens} tokens"
         shown.append(Tile("First token", table.number(first.median), "ms", prompt))
     elif table.has_first(measurement):
         call = statistics.ttft_ms(measurement)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edge.report import devices, table
+from edge.report import devices, modes, table
 from edge.report.results import Row, device_name, judged
 from edge.report.table import Table
 
@@ -21,11 +21,13 @@ def results(rows: Sequence[Row]) -> list[Table]:
     real = [row for row in rows if not row.emulated or row.quality]
     timed = [row for row in real if row.measurement and not row.emulated]
     several = len({device_name(row.measurement) for row in timed if row.measurement}) > 1
+    long = modes.sustained_table(real)
+    particular = [*([long] if long else []), *modes.turn_tables(real)]
     if len(real) <= SIDE_BY_SIDE:
-        return [*([table.build(real)] if real else []), *(devices.tables(real) if several else [])]
+        return [*([table.build(real)] if real else []), *(devices.tables(real) if several else []), *particular]
     models = judged(real)
     quality = [table.build(models, table.QUALITY).turned()] if models else []
-    return [*quality, *(devices.tables(real) if timed else [])]
+    return [*quality, *(devices.tables(real) if timed else []), *particular]
 
 
 def emulated(rows: Sequence[Row]) -> Table | None:

@@ -130,7 +130,10 @@ def energy(found: Energy) -> Cell:
     return Cell(f"{number(gross)} mJ/token", f"gross; net of idle {number(net)} ± {number(doubt)}; {found.reason}")
 
 
-def _size(row: Row) -> Cell:
+def _size(row: Row) -> Cell | None:
+    """None of an imported result that doesn't tell it."""
+    if not row.stored_bytes:
+        return None
     return Cell(megabytes(row.stored_bytes), f"{row.bits_per_weight:.2f} bits per weight")
 
 
@@ -228,7 +231,8 @@ def _speed(samples: Callable[[Measurement], Summary], unit: str, has: Callable[[
         if not has(measurement):
             return None
         summary = samples(measurement)
-        return Cell(f"{number(summary.median)} {unit}", spread(summary))
+        long = measurement.protocol.mode == "sustained"
+        return Cell(f"{number(summary.median)} {unit}", "median of all rounds" if long else spread(summary))
 
     return _of_measurement(show)
 

@@ -16,6 +16,7 @@ import msgspec
 from edge.core.errors import EdgeError, UsageError
 from edge.core.files import full_disk_is_an_error, write_atomic
 from edge.core.measurement import Measurement, Repetition, Track
+from edge.core.session import OperatorTime
 from edge.profiles import operators, statistics
 from edge.report import devices, tracks
 from edge.report.perfetto import Slice, Unit, Writer
@@ -160,7 +161,7 @@ def _average_step(writer: Writer, root: int, m: Measurement) -> None:
     """Rows are sums over a profiled run: shown as one step, layer by layer, each with its mean time."""
     steps = operators.steps(m.operators) or 1
     found, at = [], 0
-    for row in sorted(m.operators, key=lambda row: tracks.natural(row.layer or row.node)):
+    for row in sorted(m.operators, key=_place):
         ns = max(row.total_ns // steps, 1)
         facts = {"layer": row.layer, "node": row.node, "calls": row.calls, "total ns": row.total_ns}
         found.append(Slice(f"{row.operator} {row.layer or row.node}", at, at + ns, facts))
@@ -169,6 +170,13 @@ def _average_step(writer: Writer, root: int, m: Measurement) -> None:
     whole = Slice(f"mean of {steps} {what}s", 0, at)
     about = f"Means over {steps} {what}s, {PROFILED}. Layer by layer: the order within a layer isn't known."
     writer.slices(f"operators: an average {what}", root, [whole, *found], about=about)
+
+
+def _place(row: OperatorTime) -> tuple[int, Any]:
+    """Embeddings, then layer by layer, then what comes behind them."""
+    name = row.layer or row.node
+    behind = 0 if "embed" in name else 1 if any(c.isdigit() for c in name) else 2
+    return behind, tracks.natural(name)
 
 
 def _engine(writer: Writer, root: int, m: Measurement, file: Path) -> None:

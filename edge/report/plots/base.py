@@ -36,11 +36,13 @@ class Section:
     figures: list[Figure]
 
 
-def layout(x_title: str, y_title: str, *, height: int, legend: bool = False) -> dict[str, Any]:
+def layout(x_title: str, y_title: str, *, height: int, legend: int = 0) -> dict[str, Any]:
+    """legend: its names; one alone needs none. Room is left above the plot for as many lines as a phone needs."""
+    lines = min(legend, 4) if legend > 1 else 0
     return {
         "height": height,
-        "margin": {"l": 60, "r": 24, "t": 96 if legend else 16, "b": 52},
-        "showlegend": legend,
+        "margin": {"l": 60, "r": 24, "t": 16 + 20 * lines, "b": 52},
+        "showlegend": bool(lines),
         "legend": {"orientation": "h", "x": 0, "y": 1.04, "yanchor": "bottom", "traceorder": "normal"},
         "xaxis": axis(x_title),
         "yaxis": axis(y_title),

@@ -51,7 +51,7 @@ def _by_kind(measured: Sequence[tuple[str, Measurement]]) -> Figure:
         step([m for _, m in measured]),
         "",
         height=200 + 50 * len(measured),
-        legend=True,
+        legend=len(bars),
     )
     shown["barmode"] = "stack"
     shown["yaxis"].update(order)

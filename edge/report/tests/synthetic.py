@@ -269,3 +269,55 @@ def _spans(repetitions, end):
         spans += [("prefill", start, middle), ("decode", middle, stop), ("cool-down", stop, min(stop + 1, end))]
     spans.append(("idle after", end + 0.1, end + 3))
     return [Phase(name, int(start * SECOND), int(stop * SECOND)) for name, start, stop in spans if stop > start]
+
+
+def sweep():
+    """One model on every cluster and on 1 to 8 threads of all cores."""
+    speeds = {1: 31.0, 2: 18.0, 4: 11.5, 8: 10.8}
+    quiet = {"tracks": [], "phases": [], "operators": []}
+    threads = [measurement(ms, n, protocol=Protocol(128, 64, 3, 6, n), device=PHONE) for n, ms in speeds.items()]
+    cores = {(0, 1, 2, 3): 29.0, (4, 5): 17.0, (6, 7): 12.0}
+    kept = [
+        phone(ms, 3, recipe="int8", bundle="b8", protocol=Protocol(128, 64, 3, 6, len(on), cores=list(on)), **quiet)
+        for on, ms in cores.items()
+    ]
+    return threads + kept
+
+
+def sustained(seed=11, recipe="int4", fall=0.7, **changes):
+    """Forty rounds of 8 s; the cap of the large cores falls after 90 s, and the speed with it."""
+    random = np.random.default_rng(seed)
+    found, at = [], 1.0
+    for i in range(40):
+        hot = at > 90
+        ms = (15.2 if i == 0 else 14.0) / (fall if hot else 1.0)
+        steps = [int(ns) for ns in random.lognormal(np.log(ms * 1e6), 0.03, 255)]
+        told = {"start_ns": int(at * SECOND), "throttled": hot, "temperature_c": 35 + min(at / 4, 40)}
+        found.append(Repetition(128, int(40 * ms * 1e6), steps, 4 * sum(steps), [], **told))
+        at = tracks_end(found[-1])
+    times = np.arange(0.1, at, 1.0)
+    watched = [_track(f"cap/cpu{n}", "kHz", times, np.where(times > 89, 1_880_000, 2_850_000)) for n in (6, 7)]
+    watched += [_track(f"frequency/cpu{n}", "kHz", times, np.where(times > 89, 1_870_000, 2_840_000)) for n in (6, 7)]
+    watched += [_track("temperature/big", "C", times, 35 + np.clip(times / 4, 0, 40))]
+    fields = {"protocol": Protocol(128, 256, 0, 40, 2, mode="sustained", cores=[6, 7], min_seconds=180.0)}
+    fields |= {"repetitions": found, "tracks": watched, "phases": [Phase("measured", SECOND, int(at * SECOND))]}
+    return phone(**{**fields, "recipe": recipe, "energy": Energy("not_available", "no rails"), **changes})
+
+
+def tracks_end(repetition):
+    return (repetition.start_ns + repetition.prefill_ns + sum(repetition.decode_ns)) / SECOND
+
+
+def conversation(**changes):
+    """Five times three turns, each on a longer context."""
+    random = np.random.default_rng(2)
+    turns, at, found = [(64, 64), (32, 64), (32, 64)], 6.0, []
+    for _ in range(5):
+        for turn, (reads, makes) in enumerate(turns):
+            steps = [int(ns) for ns in random.lognormal(np.log((12 + 1.5 * turn) * 1e6), 0.04, makes - 1)]
+            prefill = int(reads * (4 + turn) * 1e6 * random.normal(1, 0.02))
+            found.append(Repetition(reads, prefill, steps, 0, [], start_ns=int(at * SECOND), turn=turn))
+            at = tracks_end(found[-1]) + 0.01
+    plan = Protocol(128, 192, 3, 5, 0, mode="conversation", turns=turns)
+    fields = {"repetitions": found, "protocol": plan, "phases": [Phase("measured", 6 * SECOND, int(at * SECOND))]}
+    return phone(**{**fields, "tracks": tracks(random, at + 1), **changes})
