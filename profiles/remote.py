@@ -112,8 +112,11 @@ def _run(
 
 
 def _rest_s(connection: Connection, plan: Plan, there: There, sampler: str) -> float:
-    """How long to rest before and after: none where nothing tells energy, longer where a gauge is renewed rarely."""
-    if plan.meter_csv:
+    """How long to rest before and after: none where nothing tells energy, longer where a gauge is renewed rarely.
+
+    On an emulated device no joule means anything, so none is waited for.
+    """
+    if plan.meter_csv or connection.device.emulated:
         return plan.idle_s
     if there.source is None:
         return 0.0
