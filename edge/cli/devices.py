@@ -37,18 +37,24 @@ def command(
     if json:
         print_json(found)
     else:
-        print_table(
-            ("device", "model", "SoC", "cores", "memory", "battery", "free", "state"), [tuple(_row(d)) for d in found]
-        )
-        for device in found:
-            if device.problem:
-                print(f"{device.name}: {device.problem}")
+        _show(found)
         try:
             adb.find_adb()
         except DeviceUnavailable as error:
             info(f"phones: {error}")
     if any(device.problem for device in found if device.name in names):
         raise typer.Exit(DeviceUnavailable.exit_code)
+
+
+def _show(found: "list[Device]") -> None:
+    """A table without the columns that say nothing, and below it why devices can't be used."""
+    columns = ("device", "model", "SoC", "cores", "memory", "battery", "free", "state")
+    rows = [tuple(_row(device)) for device in found]
+    used = [index for index in range(len(columns)) if any(row[index] for row in rows)]
+    print_table([columns[index] for index in used], [[row[index] for index in used] for row in rows])
+    for device in found:
+        if device.problem:
+            print(device.problem if device.name in device.problem else f"{device.name}: {device.problem}")
 
 
 def _row(device: "Device") -> Iterator[str]:

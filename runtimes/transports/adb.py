@@ -20,12 +20,12 @@ SDKS = ("$ANDROID_HOME", "$ANDROID_SDK_ROOT", "~/Android/Sdk", "~/Library/Androi
 NETWORK = re.compile(r"(?:\[[\da-fA-F:.%\w]+\]|[\w.-]+):\d+")
 STATES = "device|offline|unauthorized|authorizing|connecting|recovery|rescue|sideload|bootloader|host|no permissions"
 LINE = re.compile(rf"(?P<serial>\S.*?)\s+(?P<state>{STATES})(?=\s|$)(?P<rest>.*)")
-PROBLEMS = {
-    "offline": "offline: plug it in again, or run `adb reconnect offline`",
-    "unauthorized": "unauthorized: unlock it and accept the dialog about USB debugging",
-    "authorizing": "authorizing: unlock it and accept the dialog about USB debugging",
-    "connecting": "connecting: try again in a moment",
-    "no permissions": "no permissions: install the udev rules for Android (Debian: android-udev-rules) and replug it",
+HINTS = {
+    "offline": "plug it in again, or run `adb reconnect offline`",
+    "unauthorized": "unlock it and accept the dialog about USB debugging",
+    "authorizing": "unlock it and accept the dialog about USB debugging",
+    "connecting": "try again in a moment",
+    "no permissions": "install the udev rules for Android (Debian: android-udev-rules) and plug it in again",
 }
 
 
@@ -69,7 +69,7 @@ class AdbConnection(ShellConnection):
             hint = "see `edge devices`; plug it in, and switch on USB debugging"
             raise DeviceUnavailable("device.missing", f"there is no {self.name}", hint)
         if state != "device":
-            raise DeviceUnavailable("device.not_ready", f"{self.name} can't be used", problem(state))
+            raise DeviceUnavailable("device.not_ready", f"{self.name}: {state}", hint_for(state))
 
     def _come_back(self, timeout_s: float) -> None:
         if NETWORK.fullmatch(self._serial):
@@ -132,15 +132,15 @@ def parse(listing: str) -> list[Device]:
     for match in filter(None, map(LINE.fullmatch, _lines(listing))):
         said = dict(word.split(":", 1) for word in match["rest"].split() if ":" in word)
         model = said.get("model", "").replace("_", " ")
-        found.append(Device(f"adb:{match['serial']}", "adb", model, 0, 0, problem=problem(match["state"])))
+        state = match["state"]
+        problem = "" if state == "device" else f"{state} ({hint_for(state)})"
+        found.append(Device(f"adb:{match['serial']}", "adb", model, 0, 0, problem=problem))
     return found
 
 
-def problem(state: str) -> str:
-    """Why a device in this state can't be used, and what to do; empty where it can."""
-    if state == "device":
-        return ""
-    return PROBLEMS.get(state, f"in {state}: start Android on it")
+def hint_for(state: str) -> str:
+    """What to do about a device that isn't in the state `device`."""
+    return HINTS.get(state, "start Android on it")
 
 
 def _lines(listing: str) -> list[str]:
