@@ -83,7 +83,10 @@ def _protocol(measurement: Measurement) -> Facts:
         )
     if measurement.engine == "imported":
         conversation = conversation if plan.prompt_tokens or plan.generated_tokens else "calls, of what isn't told"
-        return [("Conversation", conversation), ("Timing", measurement.engine_note or "by another tool, and in its own way")]
+        return [
+            ("Conversation", conversation),
+            ("Timing", "by another tool, and in its own way"),
+        ]
     pauses = [f"{plan.cool_down_s:g} s of cool-down between repetitions"] if plan.cool_down_s else []
     pauses += [f"each began below {plan.start_below_c:g} °C"] if plan.start_below_c is not None else []
     warm = f"after {plan.warm_ups} warm-ups, in a process of their own"

@@ -54,7 +54,7 @@ def write(measurements: Sequence[Measurement], path: Path, *, engine_trace: Path
     _system(writer, measurements)
     with full_disk_is_an_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, writer.data(began_ns=_time_of_day(measurements[0].measured_at)))
+        write_atomic(path, writer.data(began_ns=_began_ns(measurements[0])))
     return path
 
 
@@ -247,8 +247,10 @@ def _system(writer: Writer, measurements: Sequence[Measurement]) -> None:
     writer.system(fields, {name: str(value) for name, value in kernel.items() if value})
 
 
-def _time_of_day(told: str) -> int | None:
+def _began_ns(m: Measurement) -> int | None:
+    """The time of day at the run's start, about: a result says when it ended."""
     try:
-        return int(datetime.fromisoformat(told).timestamp() * 1e9) if told else None
+        ended = datetime.fromisoformat(m.measured_at).timestamp() if m.measured_at else None
     except ValueError:
         return None
+    return None if ended is None else int((ended - tracks.end_s(m)) * 1e9)

@@ -4,13 +4,14 @@ import importlib.util
 import json
 import shutil
 from collections import defaultdict
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from edge.core.errors import EdgeError, UsageError
 from edge.core.measurement import MemorySample
-from edge.report import perfetto, trace
+from edge.report import perfetto, trace, tracks
 
 protobufs = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2", reason="needs perfetto")
 
@@ -121,13 +122,15 @@ def test_phases_and_what_a_click_on_the_run_shows(tmp_path):
 
 
 def test_the_sequence_is_one_that_perfetto_reads(tmp_path):
-    read = written(tmp_path, synthetic.phone())
+    run = synthetic.phone()
+    read = written(tmp_path, run)
     first, *others = read.packets
     assert {packet.trusted_packet_sequence_id for packet in read.packets} == {perfetto.SEQUENCE}
     assert first.sequence_flags == first.SEQ_INCREMENTAL_STATE_CLEARED and first.first_packet_on_sequence
     assert {packet.sequence_flags for packet in others} == {first.SEQ_NEEDS_INCREMENTAL_STATE}
     clocks = {clock.clock_id: clock.timestamp for clock in first.clock_snapshot.clocks}
-    assert clocks == {6: START, 3: START, 1: 1_795_352_700_000_000_000}
+    ended = datetime.fromisoformat(run.measured_at).timestamp()
+    assert clocks[6] == clocks[3] == START and clocks[1] / 1e9 == pytest.approx(ended - tracks.end_s(run), abs=1e-3)
     assert first.clock_snapshot.primary_trace_clock == 6
     roots = [track for track in read.tracks.values() if not track.parent_uuid]
     assert len(roots) == 1 and 0 not in read.tracks
