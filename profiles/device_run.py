@@ -140,7 +140,7 @@ class Run:
             raise EdgeError("profile.died", message, "a signal 9 mostly means too little memory there")
         begins = sum(isinstance(entry, journal.Begin) for entry in found)
         sampler = [self.deployed.sampler, "--interval-ms", str(self.plan.sample_ms)]
-        sampler += ["--columns", f"{self.remote}/columns", "--out", f"{self.remote}/samples"]
+        sampler += ["--columns", f"{self.remote}/columns", "--out", f"{self.remote}/samples-{begins}"]
         runner = [self.deployed.runner, f"{self.remote}/plan", f"{self.remote}/journal"]
         pid = self.connection.start([*sampler, "--", *runner], log=f"{self.remote}/log")
         while self.connection.alive(pid):
@@ -161,10 +161,11 @@ class Run:
         return len(found)
 
     def samples(self) -> bytes:
-        """What the samplers of all processes of this run wrote."""
-        file = self.local / "samples"
-        persist(self.connection, lambda: self._bring("samples", file))
-        return file.read_bytes()
+        """What the samplers of all processes of this run wrote, one file each: a device may lose some."""
+        files = [f"samples-{i}" for i in range(len(journal.attempts(self.entries())))]
+        for name in files:
+            persist(self.connection, lambda n=name: self._bring(n, self.local / n))
+        return b"".join((self.local / name).read_bytes() for name in files)
 
     def operators(self) -> list[OperatorTime]:
         """Rows of single-token steps, from a process of their own: the engine's profiler slows it down."""
