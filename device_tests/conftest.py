@@ -6,11 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from .standin import Bench, Jetson, Phone
+from edge.core.errors import EdgeError
+
+from .standin import Bench, Jetson, Phone, fetch_tools
 
 
 @pytest.fixture(scope="package")
 def started() -> Iterator[tuple[Bench, Phone, Jetson]]:
+    try:
+        fetch_tools()
+    except EdgeError as error:
+        pytest.skip(f"the stand-ins' tools can't be had: {error}")
     with Bench() as bench:
         yield bench, bench.phone(), bench.jetson()
 

@@ -21,6 +21,7 @@ from edge.runtimes.transports import connect
 
 from .standin import Bench, Jetson, Phone
 from .standin.device import StandIn
+from .test_standin import until
 
 NAMES = ("phone", "jetson")
 
@@ -144,14 +145,14 @@ def test_what_was_started_outlives_the_connection(connection, device):
     time.sleep(1)
     assert int(connection.run(["wc", "-c", log]).stdout.split()[0]) > before
     connection.run(["kill", str(pid)])
-    assert not connection.alive(pid)
+    until(lambda: not connection.alive(pid))
 
 
 def test_a_reboot_ends_what_was_started(connection, device):
     pid = connection.start(["sleep", "1000"], log=f"{connection.folder}/log")
     device.reboot()
     connection.reconnect()
-    assert not connection.alive(pid)
+    until(lambda: not connection.alive(pid))
 
 
 def test_a_full_disk_is_told_before_it_is_full(bench, payload):

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from . import Bench
+from edge.core.errors import EdgeError
+
+from . import Bench, fetch_tools
 
 EXAMPLES = """\
 examples, from the top of the repository:
@@ -36,6 +38,10 @@ def main() -> int:
     except pytest.skip.Exception as skipped:
         print(skipped, file=sys.stderr)
         return 1
+    try:
+        fetch_tools()
+    except EdgeError as error:
+        print(f"edge profile will not work there: {error}", file=sys.stderr)
     with bench:
         names = {}
         for number in range(options.phones):

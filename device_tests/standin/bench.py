@@ -24,6 +24,19 @@ from .root import system
 SERVER_PORT, FIRST_PHONE, FIRST_JETSON = 15037, 16557, 16622
 
 
+PLATFORM = "linux-arm64"
+"""What is built for the stand-ins: their C library is Debian's, on the phone as well."""
+
+
+def fetch_tools() -> None:
+    """Have what edge brings to a device in the cache: on the bench there is no network to fetch it by."""
+    from edge.kernels.runner import build
+    from edge.runtimes._onnxruntime_library import library_for
+
+    build(PLATFORM)
+    library_for(PLATFORM)
+
+
 class Bench:
     """`with Bench() as bench: phone = bench.phone(); jetson = bench.jetson()`.
 
@@ -42,7 +55,8 @@ class Bench:
             stack.enter_context(namespaces.own_network())
             self.folder = Path(tempfile.mkdtemp(prefix="edge-standin-"))
             stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
-            (self.folder / "home").mkdir()
+            for name in ("home", "tmp"):
+                (self.folder / name).mkdir()
             self.adb = adbutils.adb_path()
             self._configure_ssh()
             self.start_adb()
@@ -61,6 +75,7 @@ class Bench:
             **os.environ,
             "ANDROID_ADB_SERVER_PORT": str(SERVER_PORT),
             "HOME": str(self.folder / "home"),
+            "TMPDIR": str(self.folder / "tmp"),
             "EDGE_CACHE": str(cache_folder()),
             "PATH": ":".join([*map(str, tools), os.environ["PATH"]]),
             "EDGE_SSH_CONFIG": str(self.ssh_config),

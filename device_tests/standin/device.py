@@ -7,8 +7,11 @@ import select
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from . import trees
 from .root import System
@@ -26,6 +29,11 @@ class StandIn:
         self.system, self.folder, self.port = system, folder, port
         self.data, self.sys = folder / "data", folder / "sys"
         self._init: subprocess.Popen[str] | None = None
+
+    @property
+    def edge_folder(self) -> Path:
+        """What edge keeps there, seen from here; not where `disk_bytes` were given."""
+        raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
         """server: the command that is to run there, environment: of it, match: part of the names of its processes,
@@ -90,6 +98,18 @@ class StandIn:
     def reboot(self) -> None:
         """Every process dies; the disk stays."""
         self.order("reboot")
+
+    def kill(self, program: str) -> int:
+        """SIGKILL to all that run a file of this name there; how many they were."""
+        assert self._init
+        found = 0
+        for process in psutil.Process(self._init.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                command = process.cmdline()  # QEMU, the file, its arguments from their 0th on
+                if len(command) > 1 and Path(command[1]).name == program:
+                    process.kill()
+                    found += 1
+        return found
 
     def stop(self) -> None:
         if self._init:

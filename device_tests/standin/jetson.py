@@ -50,6 +50,10 @@ class Jetson(StandIn):
     def name(self) -> str:  # type: ignore[override]
         return f"ssh:{self.alias}"
 
+    @property
+    def edge_folder(self) -> Path:
+        return self.folder / "home/.cache/edge/device"
+
     def describe(self) -> dict[str, Any]:
         etc, home = self.folder / "etc", self.folder / "home"
         shutil.copytree(self.system.root / "etc", etc, symlinks=True)
@@ -73,10 +77,6 @@ class Jetson(StandIn):
 
     def tree(self) -> trees.Tree:
         return trees.jetson()
-
-    @property
-    def home(self) -> Path:
-        return self.folder / "home"
 
     def _keys(self, server: Path) -> None:
         client = self.folder / "ssh"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from . import trees
@@ -39,6 +40,10 @@ class Phone(StandIn):
     @property
     def name(self) -> str:  # type: ignore[override]
         return f"adb:{self.serial}"
+
+    @property
+    def edge_folder(self) -> Path:
+        return self.data / "local/tmp/edge"
 
     def describe(self) -> dict[str, Any]:
         self._make_system()
