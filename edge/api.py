@@ -303,6 +303,14 @@ def compare(
     return sides.compare(*taken, interleaved=True, max_regression_percent=max_regression_percent, labels=labels)
 
 
+def import_results(paths: Sequence[str | Path], *, etrecord: str | Path | None = None) -> list[Measurement]:
+    """Other tools' results as measurements: llama-bench's JSON, ONNX Runtime's profile, ExecuTorch's ETDump."""
+    from edge.profiles.imports import read
+
+    record = None if etrecord is None else Path(etrecord)
+    return [measurement for path in paths for measurement in read(Path(path), record)]
+
+
 def report(results: Sequence[str | Path], output: str | Path, *, title: str = "edge report") -> Path:
     """One self-contained HTML file, and a Markdown card beside it, from result files of `evaluate` and `profile`."""
     from edge.report import card, html

@@ -22,6 +22,7 @@ from edge.core.measurement import Measurement, Repetition
 from edge.profiles import resampling
 from edge.profiles.plan import CV_GATE
 from edge.profiles.resampling import ONE_RUN_FLOOR, Ratio
+from edge.profiles.statistics import decodes
 
 Verdict = Literal["better", "worse", "no difference", "can't tell"]
 # What of a fingerprint says which machine it is; the rest is its software and its state.
@@ -32,6 +33,7 @@ CONVERSATION = ("prompt_tokens", "generated_tokens", "threads", "mode", "cores",
 class Change(msgspec.Struct, frozen=True):
     """One metric of both sides. a, b: medians over all runs, None where it isn't known.
 
+    words: what B is, such as faster, where there is no difference that goes beyond the floor: `no difference`.
     ratio: of B to A; low and high: the ends of its 95 % interval; floor: the share by which noise alone moves it, 0.02
     for 2 %. All None where `why` says what is missing.
     """
@@ -204,7 +206,7 @@ def _verdict(metric: Metric, ratio: Ratio) -> tuple[Verdict, str, str]:
     if abs(math.log(ratio.value)) <= math.log1p(ratio.floor):
         if ratio.floor > CV_GATE:
             return "can't tell", "can't tell", f"noise of ±{ratio.floor:.0%} hides anything smaller; more runs lower it"
-        return "no difference", "no difference beyond the floor", ""
+        return "no difference", "no difference", ""
     if ratio.low <= 1 <= ratio.high:
         return "can't tell", "can't tell", "the interval reaches to no difference; more runs narrow it"
     if (ratio.value > 1) == metric.more_is_better:
@@ -271,8 +273,8 @@ def _prefill(run: Measurement) -> list[float]:
     return [tokens / (ns / 1e9) for tokens, ns in timed if tokens and ns]
 
 
-def _first_token(run: Measurement) -> list[float]:
-    """Milliseconds to the first token of the first turn; of a call."""
+def _first(run: Measurement) -> list[float]:
+    """Milliseconds until the first token of the first turn, or that a call took."""
     return [turns[0].prefill_ns / 1e6 for turns in _conversations(run) if turns[0].prefill_ns]
 
 
@@ -288,7 +290,8 @@ ENERGY = "net energy per token"
 METRICS = (
     Metric("decode", "tokens/s", True, "faster", "slower", _decode),
     Metric("prefill", "tokens/s", True, "faster", "slower", _prefill),
-    Metric("time to first token", "ms", False, "faster", "slower", _first_token),
+    Metric("time to first token", "ms", False, "faster", "slower", lambda run: _first(run) if decodes(run) else []),
+    Metric("time per call", "ms", False, "faster", "slower", lambda run: [] if decodes(run) else _first(run)),
     Metric("load", "ms", False, "faster", "slower", lambda run: [run.load_ns / 1e6] if run.load_ns else []),
     Metric("peak memory", "MB", False, "less", "more", lambda run: [run.peak_bytes / 1e6] if run.peak_bytes else []),
     Metric(ENERGY, "mJ", False, "less", "more", _net_energy),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from edge.core.bundle import Bundle, Manifest
 from edge.core.errors import EdgeError
 from edge.core.session import Logits, OperatorTime, Session, SessionOptions
 from edge.runtimes._context import advance
+from edge.runtimes._onnx_trace import operator_times
 
 # A prompt goes through in pieces: as fast as in one, and activations stay small however long it is.
 PREFILL_CHUNK = 512
@@ -161,21 +161,6 @@ def zeros(shape: Sequence[int], dtype: type[np.generic]) -> NDArray[Any]:
     memory = np.zeros(count + CACHE_LINE, np.uint8)
     start = -memory.ctypes.data % CACHE_LINE
     return memory[start : start + count].view(dtype).reshape(shape)
-
-
-def operator_times(trace: Path, layer_of_node: dict[str, str]) -> list[OperatorTime]:
-    """Rows per node from ONNX Runtime's trace (microseconds), longest first."""
-    calls: dict[tuple[str, str], list[int]] = {}
-    for event in json.loads(trace.read_bytes()):
-        name = event.get("name", "")
-        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-            key = (name.removesuffix("_kernel_time"), event["args"]["op_name"])
-            calls.setdefault(key, []).append(1000 * event["dur"])
-    rows = [
-        OperatorTime(node=node, operator=operator, layer=layer_of_node.get(node, ""), calls=len(ns), total_ns=sum(ns))
-        for (node, operator), ns in calls.items()
-    ]
-    return sorted(rows, key=lambda row: -row.total_ns)
 
 
 def _session_options(manifest: Manifest, options: SessionOptions) -> Any:

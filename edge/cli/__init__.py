@@ -21,6 +21,7 @@ from edge.cli import (
     doctor,
     evaluate,
     export,
+    import_,
     methods,
     profile,
     recipes,
@@ -68,11 +69,12 @@ def _with_verbosity(command: Callable[..., None]) -> Callable[..., None]:
 
 
 for panel, modules in {
-    "The job": (compress, export, run, evaluate, profile, compare, report, trace, demo),
+    "The job": (compress, export, run, evaluate, profile, compare, import_, report, trace, demo),
     "What there is": (recipes, methods, targets, devices, doctor),
 }.items():
     for module in modules:
-        app.command(module.__name__.rpartition(".")[2], rich_help_panel=panel)(_with_verbosity(module.command))
+        name = module.__name__.rpartition(".")[2].rstrip("_")  # `import` is a word of Python's own
+        app.command(name, rich_help_panel=panel)(_with_verbosity(module.command))
 
 bench_app = typer.Typer(help="Time the kernels and whole models beside other toolkits.", no_args_is_help=True)
 for command in (bench.kernels, bench.peers):

@@ -65,20 +65,24 @@ def _show(result) -> None:
     }
     print(f"A: {result.a} ({_runs(result.runs_a)})")
     print(f"B: {result.b} ({_runs(result.runs_b)})")
-    columns = ("", "A", "B", "B to A (95 % interval)", "noise floor", "B is")
-    print_table(columns, [_cells(change) for change in result.changes])
-    print(f"Noise floor: what differs where nothing does, in 99 of 100 comparisons; {floors[result.floor]}.")
+    known = [change for change in result.changes if change.ratio is not None]
+    columns = ("", "A", "B", "B to A", "95 % interval", "floor", "B is")
+    print_table(columns, [_cells(change) for change in known])
+    print(f"Floor: what differs where nothing does, in 99 of 100 comparisons; {floors[result.floor]}.")
+    for change in result.changes:
+        if change.why:
+            print(f"{change.metric}: {change.words}: {change.why}")
     for note in result.notes:
         print(note)
 
 
 def _cells(change) -> tuple[str, ...]:
-    sides = [f"{value:.1f} {change.unit}" if value is not None else "not known" for value in (change.a, change.b)]
-    if change.ratio is None:
-        return (change.metric, *sides, "", "", f"{change.words}: {change.why}")
-    interval = f"{_percent(change.ratio)} ({_percent(change.low)} to {_percent(change.high)})"
-    words = f"{change.words}: {change.why}" if change.why else change.words
-    return (change.metric, *sides, interval, f"±{100 * change.floor:.1f} %", words)
+    from edge.report.table import number
+
+    interval = f"{100 * (change.low - 1):+.1f} to {_percent(change.high)}"
+    sides = [number(side) for side in (change.a, change.b)]
+    floor = f"±{100 * change.floor:.1f} %"
+    return (f"{change.metric}, {change.unit}", *sides, _percent(change.ratio), interval, floor, change.words)
 
 
 def _percent(ratio: float) -> str:
