@@ -26,6 +26,7 @@ import numpy as np
 
 from edge.core.bundle import Bundle
 from edge.core.console import Ticker, info, progress
+from edge.core.errors import EdgeError
 from edge.core.measurement import Energy, MemorySample
 from edge.core.session import OperatorTime, Session, SessionOptions
 from edge.profiles.accounting import not_available
@@ -104,7 +105,11 @@ def measure(
         finally:
             opened.close()
     log.append(Peak, peak_bytes=timeline.peak_bytes)
-    operators = _operators(lambda options: measurable(open_session(options), bundle), plan)
+    try:
+        operators = _operators(lambda options: measurable(open_session(options), bundle), plan)
+    except EdgeError as error:  # a run of its own: where it fails, the timings are still right
+        info(f"No times by operator: {error}")
+        operators = []
     return Watched(start_ns, timeline.samples, energy, operators, fingerprint(root))
 
 
@@ -143,7 +148,8 @@ class _Run:
                     converse(self.session, self.prompts, self.turns)
                     tick(self.plan.mode != "sustained", "warming up")
             if self.enough():
-                return not_available("the run was taken up after its last repetition")
+                reason = "the run was taken up after its last repetition" if self.meter.measures else self.meter.reason
+                return not_available(reason)
             return self._metered(tick)
 
     def _metered(self, tick: Ticker) -> Energy:

@@ -4,6 +4,7 @@ import itertools
 import time
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from edge.core.bundle import KvCache, Manifest, open_bundle, seal
 from edge.core.session import OperatorTime, SessionOptions
@@ -44,9 +45,11 @@ class Bigram:
         self.closed = True
 
 
-def make_bundle(folder, runtime="bigram"):
+def make_bundle(folder, runtime="bigram", samples=None, gates=None):
     folder.mkdir()
     (folder / "model.bin").write_bytes(b"weights")
+    if samples is not None:
+        save_file(samples, folder / "samples.safetensors")
     manifest = Manifest(
         name="bigram",
         architecture="bigram",
@@ -66,7 +69,7 @@ def make_bundle(folder, runtime="bigram"):
         layer_of_node={},
         stored_bytes=7,
         bits_per_weight=4.5,
-        gates=None,
+        gates=gates,
         tool_versions={},
     )
     seal(folder, manifest)
