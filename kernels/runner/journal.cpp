@@ -105,9 +105,10 @@ bool Journal::open(const char* path, const Plan& plan, Done& done, Failure& fail
   if (flock(fd_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
     return fail(failure, "usage", "journal %.300s is being written by another run", path);
   }
+  if (lseek(fd_, 0, SEEK_END) <= 0) return true;  // new, or what has no end
   Text text;
   if (!read_file(path, text)) return fail(failure, "disk", "journal %.300s: %s", path, strerror(errno));
-  const bool good = text.size == 0 || take_up(text, plan, done, failure);
+  const bool good = take_up(text, plan, done, failure);
   free(text.data);
   return good;
 }

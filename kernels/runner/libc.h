@@ -17,7 +17,8 @@ struct timespec {
   long tv_nsec;
 };
 
-constexpr int O_RDONLY = 0, O_WRONLY = 1, O_RDWR = 2, O_CREAT = 0100, O_APPEND = 02000, O_CLOEXEC = 02000000;
+constexpr int O_RDONLY = 0, O_WRONLY = 1, O_RDWR = 2, O_CREAT = 0100, O_TRUNC = 01000, O_APPEND = 02000,
+              O_CLOEXEC = 02000000;
 constexpr int SEEK_SET = 0, SEEK_END = 2;
 constexpr int CLOCK_REALTIME = 0, CLOCK_MONOTONIC = 1, CLOCK_PROCESS_CPUTIME_ID = 2, CLOCK_BOOTTIME = 7;
 constexpr int TIMER_ABSTIME = 1;

@@ -15,8 +15,10 @@ struct NumberKey {
 };
 
 constexpr TextKey kTexts[] = {
-    {"digest", &Plan::digest, true},    {"model", &Plan::model, true},     {"onnxruntime", &Plan::onnxruntime, true},
-    {"kernels", &Plan::kernels, false}, {"samples", &Plan::samples, true}, {"profile", &Plan::profile, false},
+    {"digest", &Plan::digest, true},           {"model", &Plan::model, true},
+    {"onnxruntime", &Plan::onnxruntime, true}, {"kernels", &Plan::kernels, false},
+    {"samples", &Plan::samples, true},         {"profile", &Plan::profile, false},
+    {"generated", &Plan::generated, false},
 };
 constexpr long kNeeded = -1;
 constexpr NumberKey kNumbers[] = {

@@ -15,7 +15,7 @@ struct Turn {
 
 struct Plan {
   const char *digest = nullptr, *model = nullptr, *onnxruntime = nullptr, *kernels = nullptr, *samples = nullptr;
-  const char* profile = nullptr;
+  const char *profile = nullptr, *generated = nullptr;
   double kl_limit = -1, cv_gate = 0.1;
   long vocab = 0, context = 0, threads = 0, warm_ups = 0, repetitions = 0, most_repetitions = 0, min_ns = 0,
        most_ns = 0;

@@ -106,7 +106,22 @@ bool Protocol::measure(Failure& failure) {
     if (done_.repetitions == 0) done_.has_temperature = told, done_.first_mc = hottest;
     if (!converse(failure) || !tell(told ? &hottest : nullptr, failure)) return false;
   }
-  return rest("idle after", plan_.idle_ns, failure) && journal_.peak(peak_bytes(), failure);
+  return rest("idle after", plan_.idle_ns, failure) && journal_.peak(peak_bytes(), failure) && keep_made(failure);
+}
+
+// Greedy: the most probable token follows.
+void Protocol::pick() {
+  made_.add(argmax(model_.logits(), plan_.vocab));
+}
+
+// So that whoever asks can hold them against those of another engine.
+bool Protocol::keep_made(Failure& failure) const {
+  if (!plan_.generated) return true;
+  const int fd = open(plan_.generated, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  const size_t bytes = made_.size * sizeof(int64_t);
+  const bool good = fd >= 0 && write(fd, made_.data, bytes) == static_cast<ssize_t>(bytes);
+  if (fd >= 0) close(fd);
+  return good || fail(failure, "disk", "tokens %.300s: %s", plan_.generated, strerror(errno));
 }
 
 // Steady is a sustained run whose last speeds, twice as many as there are repetitions, vary by no more than the gate.
@@ -125,6 +140,8 @@ bool Protocol::enough() const {
 
 bool Protocol::converse(Failure& failure) {
   model_.rewind();
+  made_.size = 0;
+  for (const Turn& turn : plan_.turns) made_.reserve(static_cast<size_t>(turn.generated));
   turns_.reserve(plan_.turns.size);
   for (; turns_.size < plan_.turns.size;) turns_.add(Measured());
   for (size_t i = 0; i < plan_.turns.size; ++i) {
@@ -136,7 +153,7 @@ bool Protocol::converse(Failure& failure) {
 // Each time runs until the next token is picked. A later turn also reads the last token that the one before it made.
 bool Protocol::turn(const Turn& turn, bool first, Measured& out, Failure& failure) {
   prompt_.size = out.decode_ns.size = 0;
-  if (!first) prompt_.add(picked_);
+  if (!first) prompt_.add(made_.data[made_.size - 1]);
   for (long i = 0; i < turn.prompt_tokens; ++i) prompt_.add(turn.prompt[i]);
   out.decode_ns.reserve(static_cast<size_t>(turn.generated));
   out.prompt_tokens = static_cast<long>(prompt_.size);
@@ -144,12 +161,12 @@ bool Protocol::turn(const Turn& turn, bool first, Measured& out, Failure& failur
   const long cpu = cpu_ns();
   out.start_ns = now_ns();
   if (!model_.feed(prompt_.data, out.prompt_tokens, failure)) return false;
-  picked_ = argmax(model_.logits(), plan_.vocab);
+  pick();
   long before = now_ns();
   out.prefill_ns = before - out.start_ns;
   for (long i = 1; i < turn.generated; ++i) {
-    if (!model_.feed(&picked_, 1, failure)) return false;
-    picked_ = argmax(model_.logits(), plan_.vocab);
+    if (!model_.feed(made_.end() - 1, 1, failure)) return false;
+    pick();
     const long after = now_ns();
     out.decode_ns.add(after - before);
     before = after;
@@ -258,8 +275,8 @@ bool Protocol::trace(Failure& failure) {
     if (!model_.feed(turn.prompt + i, 1, failure)) return false;
   }
   for (long i = 1; i < turn.generated; ++i) {
-    picked_ = argmax(model_.logits(), plan_.vocab);
-    if (!model_.feed(&picked_, 1, failure)) return false;
+    pick();
+    if (!model_.feed(made_.end() - 1, 1, failure)) return false;
   }
   return model_.end_profile(plan_.profile, failure);
 }

@@ -22,6 +22,8 @@ class Protocol {
     bool throttled;
   };
   bool converse(Failure& failure);
+  void pick();
+  bool keep_made(Failure& failure) const;
   bool turn(const Turn& turn, bool first, Measured& out, Failure& failure);
   bool tell(const long* temperature_mc, Failure& failure);
   bool rest(const char* name, long ns, Failure& failure);
@@ -40,7 +42,7 @@ class Protocol {
   List<Measured> turns_;  // of the repetition that runs
   List<int64_t> prompt_;
   List<long> caps_khz_;  // as they were when the run began
-  int64_t picked_ = 0;
+  List<int64_t> made_;   // in the last conversation
 };
 
 }  // namespace edge

@@ -1,12 +1,14 @@
-// Compiled, never run: ort_abi.h against ONNX Runtime's own header. A slot with a wrong number is a compile error.
+// Compiled, never run: ort_abi.h and the runner's ort_session.h against ONNX Runtime's own header. A slot with a wrong number is a compile error.
 #include <onnxruntime_c_api.h>
 
 #include "edge_kernels.h"
 #include "ort_abi.h"
+#include "ort_session.h"
 
 #define EDGE_ORT_SLOT(number, name, result, ...) \
   static_assert(offsetof(OrtApi, name) == (number) * sizeof(void*), "slot of " #name);
 EDGE_ORT_SLOTS
+EDGE_ORT_SESSION_SLOTS
 #undef EDGE_ORT_SLOT
 
 static_assert(ORT_API_VERSION >= edge::ort::kApiVersion, "a header older than the ABI in use can't check it");
@@ -21,7 +23,15 @@ static_assert(int{INPUT_OUTPUT_REQUIRED} == edge::ort::kRequired, "");
 static_assert(int{INPUT_OUTPUT_OPTIONAL} == edge::ort::kOptional, "");
 static_assert(int{ORT_OP_ATTR_INT} == edge::ort::kAttributeInt && int{ORT_OP_ATTR_FLOAT} == edge::ort::kAttributeFloat,
               "");
-static_assert(int{OrtMemTypeDefault} == 0, "");
+static_assert(int{OrtMemTypeDefault} == 0 && int{OrtMemTypeDefault} == edge::ort::kDefaultMemory, "");
+static_assert(int{OrtDeviceAllocator} == edge::ort::kDeviceAllocator, "");
+static_assert(int{ORT_LOGGING_LEVEL_FATAL} == edge::ort::kLogFatal, "");
+static_assert(int{ORT_ENABLE_BASIC} == edge::ort::kOptimizeBasic, "");
+static_assert(int{ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT} == edge::ort::kFloat, "");
+static_assert(int{ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8} == edge::ort::kUint8, "");
+static_assert(int{ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32} == edge::ort::kInt32, "");
+static_assert(int{ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64} == edge::ort::kInt64, "");
+static_assert(int{ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16} == edge::ort::kFloat16, "");
 
 #define SAME_PLACE(member) \
   static_assert(offsetof(OrtCustomOp, member) == offsetof(edge::ort::CustomOp, member), #member)

@@ -1,4 +1,4 @@
-"""The slot numbers of `ort_abi.h` against the official header, where there is one."""
+"""Slot numbers of `ort_abi.h` and the runner's `ort_session.h` against the official header, where there is one."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def official_header() -> Path | None:
     return None
 
 
-def compile_check(header: Path, abi: Path) -> subprocess.CompletedProcess[str]:
+def compile_check(header: Path, *abi: Path) -> subprocess.CompletedProcess[str]:
     compiler = shutil.which(os.environ.get("CXX", "c++")) or "c++"
-    include = [f"-I{header.parent}", f"-I{abi}", f"-I{KERNELS / 'include'}"]
+    folders = [header.parent, *abi, KERNELS / "bind" / "ort", KERNELS / "runner", KERNELS / "include"]
+    include = [f"-I{folder}" for folder in folders]
     command = [compiler, "-std=c++17", "-fsyntax-only", "-Wno-invalid-offsetof", *include, str(CHECK)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -46,16 +47,21 @@ def header() -> Path:
 
 
 def test_slots_are_those_of_the_official_header(header):
-    done = compile_check(header, KERNELS / "bind" / "ort")
+    done = compile_check(header)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_wrong_slot_would_be_noticed(header, tmp_path):
-    abi = (KERNELS / "bind" / "ort" / "ort_abi.h").read_text()
-    assert "EDGE_ORT_SLOT(62, GetDimensions" in abi
-    (tmp_path / "ort_abi.h").write_text(
-        abi.replace("EDGE_ORT_SLOT(62, GetDimensions", "EDGE_ORT_SLOT(63, GetDimensions")
+@pytest.mark.parametrize(
+    ("file", "slot", "other"),
+    [("bind/ort/ort_abi.h", "62, GetDimensions", "63"), ("runner/ort_session.h", "137, BindOutput", "138")],
+)
+def test_a_wrong_slot_would_be_noticed(file, slot, other, header, tmp_path):
+    text = (KERNELS / file).read_text()
+    number, name = slot.split(", ")
+    assert f"EDGE_ORT_SLOT({slot}" in text
+    (tmp_path / Path(file).name).write_text(
+        text.replace(f"EDGE_ORT_SLOT({slot}", f"EDGE_ORT_SLOT({slot.replace(number, other)}")
     )
     done = compile_check(header, tmp_path)
     assert done.returncode != 0
-    assert "slot of GetDimensions" in done.stderr
+    assert f"slot of {name}" in done.stderr
