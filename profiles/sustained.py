@@ -8,8 +8,10 @@ default of 5 repetitions. Heat takes minutes where a just-in-time compiler takes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from edge.core.measurement import Measurement, Repetition, Track
 from edge.profiles.statistics import rate, summarize
@@ -19,7 +21,7 @@ LEAST_SECONDS = 180.0
 GENERATED_TOKENS = 256
 """Tokens that each round makes by default: long enough that a device doesn't cool in the prompts between."""
 WINDOW = 3  # rounds whose median is a speed, so that one that was disturbed is none
-SLOWER = 0.05  # a fall of the speed that is no noise, and at least three times that
+SLOWER = 0.05  # a fall of the speed that matters; it also has to be four standard deviations
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,18 @@ def _end_ns(repetition: Repetition) -> int:
 
 
 def _first_slow(speeds: Sequence[float]) -> int | None:
-    """The first round after the fastest stretch that is slower than noise explains, and so is the next."""
+    """The first round after the fastest stretch from which on a window of rounds is slower than noise explains."""
     stretches = [summarize(speeds[i : i + WINDOW]).median for i in range(max(1, len(speeds) - WINDOW + 1))]
     best = stretches.index(max(stretches))
-    scatter = summarize(speeds[best : best + 2 * WINDOW]).cv
-    least = max(stretches) * (1 - max(SLOWER, 3 * min(scatter, SLOWER)))
-    later = range(best + 1, len(speeds) - 1)
-    return next((i for i in later if max(speeds[i : i + 2]) < least), None)
+    least = max(stretches) * (1 - max(SLOWER, 4 * _noise(speeds)))
+    later = range(best + 1, len(speeds) - WINDOW + 1)
+    return next((i for i in later if max(speeds[i : i + WINDOW]) < least), None)
+
+
+def _noise(speeds: Sequence[float]) -> float:
+    """Relative standard deviation of a round from its neighbours, which a single step or a drift hardly moves."""
+    changes = [abs(b - a) / (a + b) for a, b in pairwise(speeds)]  # of their mean, halved
+    return 2 * 1.4826 / math.sqrt(2) * summarize(changes).median if changes else 0.0
 
 
 def _falls(measurement: Measurement, rounds: Sequence[Repetition]) -> list[Fall]:
