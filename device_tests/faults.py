@@ -31,8 +31,11 @@ from .standin.device import StandIn
 
 KINDS = ("disconnect", "reboot", "host", "runner", "sampler", "client")
 WEIGHTS = (4, 2, 2, 2, 1, 2)
-REPETITIONS, TOKENS, REST_S = 60, 6, 0.1
+REPETITIONS, TOKENS, REST_S = 15, 6, 0.1
+"""Four times as many are made: emulated times vary more than the protocol likes."""
 LONGEST_PAUSE_S, LONGEST_AWAY_S = 6.0, 3.0
+EARLY = 0.25
+"""How many of the faults may come while files are brought there and the runner starts."""
 UNAVAILABLE = 3
 PATIENCE_S = 300.0
 
@@ -66,7 +69,7 @@ class Faults:
         """One plan until it has ended well; whoever kills the host's process starts it again."""
         self._kept = _Kept(self.device, self.folder / f"run{self.runs}")
         self._process, begun = self._start("--fresh"), time.monotonic()
-        pause = self._pause()
+        self._arm()
         while (code := self._process.poll()) != 0:
             if time.monotonic() - begun > PATIENCE_S:
                 raise LostError(f"no end after {PATIENCE_S:.0f} s, {dict(self.made)}: {self._words()}")
@@ -75,9 +78,10 @@ class Faults:
                 raise LostError(f"exit code {code} after {dict(self.made)}: {self._words()}")
             if code is not None:
                 self._process = self._start()
-            if time.monotonic() > pause and sum(self.made.values()) < count:
+            if self._due() and sum(self.made.values()) < count:
                 self._fault()
-                pause, begun = self._pause(), time.monotonic()
+                self._arm()
+                begun = time.monotonic()
             time.sleep(0.02)
         self._kept.look()
         self.repetitions += self._kept.check(msgspec.json.decode(self.out.read_bytes(), type=Measurement))
@@ -91,8 +95,15 @@ class Faults:
                 command, env=self.bench.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
-    def _pause(self) -> float:
-        return time.monotonic() + self.random.uniform(0.1, LONGEST_PAUSE_S)
+    def _arm(self) -> None:
+        """The next fault: mostly some time after the run has got further, or at any time."""
+        self._lines = -1 if self.random.random() < EARLY else self._kept.count()
+        self._pause, self._from = self.random.uniform(0.05, LONGEST_PAUSE_S), 0.0
+
+    def _due(self) -> bool:
+        if not self._from and self._kept.count() > self._lines:
+            self._from = time.monotonic()
+        return bool(self._from) and time.monotonic() > self._from + self._pause
 
     def _fault(self) -> None:
         (kind,) = self.random.choices(KINDS, WEIGHTS)
