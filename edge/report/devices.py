@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from edge.core.measurement import Energy, EnergySource, EnergyWindow, Measurement
 from edge.profiles import statistics
+from edge.profiles.clusters import cores_text
 from edge.profiles.plan import CV_GATE
 from edge.profiles.statistics import Summary
 from edge.report import table
@@ -99,7 +100,7 @@ def runs(rows: Sequence[Row]) -> Table:
     """How each run went: what timed it, in which state the device was, what was held against the samples."""
     columns: list[Column] = [
         ("Engine", lambda m: Cell(ENGINES[m.engine], m.engine_note)),
-        ("Runtime", lambda m: Cell(m.runtime, f"{m.kernels} kernels" if m.kernels else "")),
+        ("Runtime", lambda m: Cell(m.runtime, f"{m.kernels} kernels")),
         ("Threads", _threads),
         ("Repetitions", _repetitions),
         ("Parity", _parity),
@@ -134,7 +135,8 @@ def _table(title: str, rows: Sequence[Row], columns: Sequence[Column], note: str
         where = "; ".join(dict.fromkeys([device, *_special(row.measurement), *row.told]))
         head = Cell(row.model, where)
         if failures and not row.measurement.repetitions:
-            cells = [Cell("failed", row.measurement.problem), *[NONE] * (len(columns) - 1)]
+            went = Cell("failed", row.measurement.problem) if row.measurement.problem else Cell("no times")
+            cells = [went, *[NONE] * (len(columns) - 1)]
         else:
             cells = [show(row.measurement) or NONE for _, show in columns]
             if failures and row.measurement.problem:
@@ -174,7 +176,7 @@ def _cv(measurement: Measurement) -> Cell:
 
 def _threads(measurement: Measurement) -> Cell:
     plan = measurement.protocol
-    cores = f"on cores {','.join(map(str, plan.cores))}" if plan.cores else ""
+    cores = f"on cores {cores_text(plan.cores)}" if plan.cores else ""
     return Cell(str(plan.threads) if plan.threads else "default", cores)
 
 
@@ -190,10 +192,14 @@ def _parity(measurement: Measurement) -> Cell | None:
     found = measurement.parity
     if found is None:
         return None
-    fine = found.kl_divergence <= found.kl_divergence_limit
-    top = "same" if found.top1_equal else "another"
-    said = f"KL {found.kl_divergence:.2g} of at most {found.kl_divergence_limit:.2g} nats, {top} first choice"
-    return Cell("passed" if fine else "failed", said)
+    if found.kl_divergence is None:
+        error, limit = found.relative_error or 0.0, found.relative_error_limit or 0.0
+        said = f"relative error {error:.2g} of at most {limit:.2g}"
+    else:
+        error, limit = found.kl_divergence, found.kl_divergence_limit or 0.0
+        top = "same" if found.top1_equal else "another"
+        said = f"KL {error:.2g} of at most {limit:.2g} nats, {top} first choice"
+    return Cell("passed" if error <= limit else "failed", said)
 
 
 def _clock(measurement: Measurement) -> Cell | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from edge.core.measurement import Measurement, Repetition
 from edge.profiles import statistics
@@ -11,32 +13,62 @@ from edge.profiles.sustained import Sustained, sustained
 from edge.report.results import Row, device_name
 from edge.report.table import Cell, Table, number
 
-LEAST_POINTS = 2
+
+@dataclass(frozen=True)
+class Sweep:
+    """Rows of one device that differ in one thing. series: name and rows of each model and setting of the rest."""
+
+    axis: str
+    device: str
+    series: list[tuple[str, list[Row]]]
 
 
-def sweeps(rows: Sequence[Row]) -> list[list[list[Row]]]:
-    """By device, groups of one model's rows that differ in threads or cores alone, at least `LEAST_POINTS` each.
-
-    A device's groups are in one plot: what varies is the same in all of them.
-    """
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        if (m := row.timed) and m.protocol.mode == "repetitions":
-            plan = m.protocol
-            tokens = f"{plan.prompt_tokens}+{plan.generated_tokens}"
-            groups.setdefault((device_name(m), m.engine, tokens, row.model, m.bundle_sha256, m.runtime), []).append(row)
-    devices: dict[tuple[str, ...], list[list[Row]]] = {}
-    for key, group in groups.items():
-        kinds = {_placed(row) for row in group}
-        if len(kinds) >= LEAST_POINTS and len(kinds) == len(group):
-            varies = "cores" if len({cores for _, cores in kinds}) > 1 else "threads"
-            devices.setdefault((*key[:3], varies), []).append(group)
-    return list(devices.values())
-
-
-def _placed(row: Row) -> tuple[int, tuple[int, ...]]:
+def _plan(row: Row) -> dict[str, Any]:
     plan = row.measurement.protocol if row.measurement else None
-    return (plan.threads, tuple(plan.cores)) if plan else (0, ())
+    return {
+        "cores": tuple(plan.cores) if plan else (),
+        "threads": plan.threads if plan else 0,
+        "prompt tokens": plan.prompt_tokens if plan else 0,
+        "generated tokens": plan.generated_tokens if plan else 0,
+    }
+
+
+# What a sweep goes over, and what else may follow from it: a run that is kept on cores has as many threads.
+AXES: dict[str, tuple[str, ...]] = {
+    "cores": ("cores", "threads"),
+    "threads": ("threads",),
+    "prompt tokens": ("prompt tokens",),
+    "generated tokens": ("generated tokens",),
+}
+
+
+def sweeps(rows: Sequence[Row]) -> list[Sweep]:
+    """What was measured several times with one thing changed, by device and by what was changed."""
+    plain = [row for row in rows if row.timed and row.timed.protocol.mode == "repetitions"]
+    found: dict[tuple[str, str], list[tuple[str, list[Row]]]] = {}
+    for axis, moving in AXES.items():
+        groups: dict[tuple[Any, ...], list[Row]] = {}
+        for row in plain:
+            m, plan = row.timed, _plan(row)
+            if m is not None:
+                fixed = [value for name, value in plan.items() if name not in moving]
+                key = (device_name(m), row.model, m.bundle_sha256, m.runtime, m.engine, *fixed)
+                groups.setdefault(key, []).append(row)
+        for key, group in groups.items():
+            values = {_plan(row)[axis] for row in group}
+            if len(values) > 1 and len({tuple(_plan(row).values()) for row in group}) == len(group):
+                found.setdefault((axis, key[0]), []).append((key[1], group))
+    return [Sweep(axis, device, _told_apart(series)) for (axis, device), series in found.items()]
+
+
+def _told_apart(series: Sequence[tuple[str, list[Row]]]) -> list[tuple[str, list[Row]]]:
+    """Series of one model get the conditions that all their rows share."""
+    names = [name for name, _ in series]
+    found = []
+    for name, group in series:
+        shared = [said for said in group[0].told if all(said in row.told for row in group)]
+        found.append((" · ".join([name, *shared]) if names.count(name) > 1 else name, group))
+    return found
 
 
 def summed_up(measurement: Measurement) -> Sustained:

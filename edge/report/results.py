@@ -13,6 +13,7 @@ from edge.core.bundle import MANIFEST, Gates, Manifest
 from edge.core.errors import EdgeError, UsageError
 from edge.core.files import decode_json, read_json, sha256
 from edge.core.measurement import Agreement, Evaluation, Measurement
+from edge.profiles.clusters import cores_text
 
 Pair = tuple[Evaluation | Agreement | None, Measurement | None]
 
@@ -150,7 +151,8 @@ def _same(evaluation: Evaluation | Agreement, measurement: Measurement) -> bool:
 
 
 def _recipe(measurement: Measurement) -> str:
-    kernels = f"{measurement.kernels} kernels" if measurement.kernels else ""
+    ours = measurement.engine != "imported"
+    kernels = f"{measurement.kernels} kernels" if ours else ""
     return ", ".join(filter(None, [measurement.recipe, kernels]))
 
 
@@ -171,14 +173,13 @@ def _label(evaluation: Evaluation | Agreement | None, measurement: Measurement |
 def conditions(measurement: Measurement) -> list[str]:
     """How it was measured, in few words: what tells runs of one bundle apart."""
     plan = measurement.protocol
-    cores = ",".join(map(str, plan.cores))
     return [
         device_name(measurement) + (" (emulated)" if measurement.emulated else ""),
         measurement.runtime,
         {"python": "Python", "runner": "native runner", "imported": "imported"}[measurement.engine],
         plan.mode if plan.mode != "repetitions" else "",
         f"{plan.prompt_tokens}+{plan.generated_tokens} tokens",
-        f"cores {cores}" if cores else "",
+        f"cores {cores_text(plan.cores)}" if plan.cores else "",
         f"{plan.threads} thread{'s' if plan.threads > 1 else ''}" if plan.threads else "",
     ]
 

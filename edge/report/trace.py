@@ -91,7 +91,7 @@ def _facts(m: Measurement) -> dict[str, Any]:
     if m.sampler:
         shown |= {"sampler.rate Hz": m.sampler.rate_hz, "sampler.share of a core": m.sampler.cpu_share}
     if m.parity:
-        shown |= {"parity.KL nats": m.parity.kl_divergence, "parity.limit": m.parity.kl_divergence_limit}
+        shown |= {f"parity.{name}": getattr(m.parity, name) for name in m.parity.__struct_fields__}
     shown["energy.source"] = m.energy.source
     shown["energy.from"] = m.energy.reason
     for w in m.energy.windows:

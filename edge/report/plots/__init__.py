@@ -22,7 +22,7 @@ def sections(rows: Sequence[Row]) -> list[Section]:
         Section("Threads and cores", modes.sweep_figures(rows)),
         Section("Sustained speed", modes.sustained_figures(rows)),
         Section("Conversation", modes.conversation_figures(rows)),
-        Section("Where the time goes", operators.figures([(label, m) for label, m in timed if m.operators])),
+        Section("Where the time goes", operators.figures([(label, m) for label, m in watched if m.operators])),
         Section("The run over time", timeline.figures(watched)),
     ]
     return [section for section in found if section.figures]

@@ -6,78 +6,62 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from edge.core.measurement import Measurement
+from edge.profiles.clusters import cores_text
 from edge.profiles.statistics import Summary, decode_rate, decode_tokens_per_s, prefill_tokens_per_s, rate, summarize
-from edge.report.modes import by_turn, summed_up, sweeps
+from edge.report.modes import Sweep, by_turn, summed_up, sweeps
 from edge.report.plots.base import GREY, Figure, color, layout, safe
-from edge.report.results import Row, device_name
+from edge.report.results import Row
 from edge.report.table import has_decoded, has_prefilled, number
 
 THROTTLED = "#d0342c"
 
 
 def sweep_figures(rows: Sequence[Row]) -> list[Figure]:
-    """Two small plots for each device, of reading and of making tokens, over threads or the cores it was kept on."""
+    """Two small plots for each sweep: how fast tokens are read and made."""
     found = []
     for i, swept in enumerate(sweeps(rows)):
-        timed = [row.timed for group in swept for row in group if row.timed]
-        model = f"{swept[0][0].model} on " if len(swept) == 1 else ""
-        title = f"{model}{device_name(timed[0])}: "
+        timed = [row.timed for _, group in swept.series for row in group if row.timed]
         speeds: list[tuple[str, Callable[[Measurement], Summary]]] = []
-        speeds += [("decode", decode_tokens_per_s)] if all(map(has_decoded, timed)) else []
-        speeds += [("prefill", prefill_tokens_per_s)] if all(map(has_prefilled, timed)) else []
-        draw = _over_cores if len({tuple(m.protocol.cores) for m in timed}) > 1 else _over_threads
-        found += [draw(f"sweep-{i}-{name}", title + name, swept, speed) for name, speed in speeds]
+        speeds += [("Decode", decode_tokens_per_s)] if all(map(has_decoded, timed)) else []
+        speeds += [("Prefill", prefill_tokens_per_s)] if all(map(has_prefilled, timed)) else []
+        found += [_swept(f"sweep-{i}-{name}", name, swept, speed) for name, speed in speeds]
     return found
 
 
-def _over_threads(
-    name: str, title: str, swept: Sequence[Sequence[Row]], speed: Callable[[Measurement], Summary]
-) -> Figure:
+def _swept(name: str, what: str, swept: Sweep, speed: Callable[[Measurement], Summary]) -> Figure:
+    """Lines over numbers; bars over sets of cores."""
     data, said = [], []
-    for i, group in enumerate(swept):
-        points = [(m.protocol.threads, speed(m)) for row in group if (m := row.timed)]
-        points.sort(key=lambda point: point[0])
-        data.append(
-            _points(group[0].model, [threads for threads, _ in points], [s for _, s in points], i)
-            | {"mode": "lines+markers"}
-        )
-        told = ", ".join(f"{threads}: {number(s.median)}" for threads, s in points)
-        said.append(f"{group[0].model} tokens per second by threads: {told}")
-    shown = layout("threads", "tokens/s", height=300, legend=len(swept))
-    counts = sorted({threads for trace in data for threads in trace["x"]})
-    shown["xaxis"] |= {"tickvals": counts, "ticktext": [str(n) if n else "default" for n in counts]}
+    bars = swept.axis == "cores"
+    for i, (label, group) in enumerate(swept.series):
+        points = [(_at(swept.axis, m), speed(m)) for row in group if (m := row.timed)]
+        points = points if bars else sorted(points, key=lambda point: point[0])
+        trace = _points(label, [at for at, _ in points], [s for _, s in points], i)
+        data.append(trace | ({"type": "bar", "marker": {"color": color(i)}} if bars else {"mode": "lines+markers"}))
+        said.append(f"{label}: " + ", ".join(f"{at}: {number(s.median)}" for at, s in points))
+    shown = layout("" if bars else swept.axis, "tokens/s", height=300, legend=len(swept.series))
     shown["yaxis"]["rangemode"] = "tozero"
-    return Figure(name, f"{title} by threads", "; ".join(said), SPREAD, data, shown, wide=False)
-
-
-def _over_cores(
-    name: str, title: str, swept: Sequence[Sequence[Row]], speed: Callable[[Measurement], Summary]
-) -> Figure:
-    data, said = [], []
-    for i, group in enumerate(swept):
-        points = [(_cores(m), speed(m)) for row in group if (m := row.timed)]
-        trace = _points(group[0].model, [cores for cores, _ in points], [s for _, s in points], i)
-        data.append(trace | {"type": "bar", "marker": {"color": color(i)}})
-        said.append(f"{group[0].model}: " + ", ".join(f"{cores}: {number(s.median)}" for cores, s in points))
-    shown = layout("", "tokens/s", height=300, legend=len(swept))
-    shown["xaxis"]["type"] = "category"
-    shown["barmode"] = "group"
-    return Figure(name, f"{title} by cores", "; ".join(said), SPREAD, data, shown, wide=False)
+    if bars:
+        shown["xaxis"]["type"] = "category"
+        shown["barmode"] = "group"
+    else:
+        values = sorted({at for trace in data for at in trace["x"]})
+        shown["xaxis"] |= {"tickvals": values, "ticktext": [str(at) if at else "default" for at in values]}
+    of = f"{swept.series[0][0]} on {swept.device}" if len(swept.series) == 1 else swept.device
+    title = f"{what} by {swept.axis}: {of}"
+    return Figure(name, title, f"tokens per second: {'; '.join(said)}", SPREAD, data, shown, wide=False)
 
 
 SPREAD = "Medians; the whiskers go from the 10th to the 90th percentile."
 
 
-def _cores(m: Measurement) -> str:
-    """`cpu4–7, 4 threads`, its threads where they aren't one for each core."""
-    cores, threads = sorted(m.protocol.cores), m.protocol.threads
-    if not cores:
-        name = "all cores"
-    elif cores == list(range(cores[0], cores[-1] + 1)):
-        name = f"cpu{cores[0]}–{cores[-1]}" if len(cores) > 1 else f"cpu{cores[0]}"
-    else:
-        name = "cpu" + ",".join(map(str, cores))
-    return name if threads in (0, len(cores)) else f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+def _at(axis: str, m: Measurement) -> Any:
+    """Where a run stands on the axis; of cores `cpu4-7`, with its threads where they aren't one for each core."""
+    plan = m.protocol
+    if axis != "cores":
+        return {"threads": plan.threads, "prompt tokens": plan.prompt_tokens}.get(axis, plan.generated_tokens)
+    name = f"cpu{cores_text(plan.cores)}" if plan.cores else "all cores"
+    threads = f"{plan.threads} thread{'s' if plan.threads > 1 else ''}"
+    return name if plan.threads in (0, len(plan.cores)) else f"{name}, {threads}"
 
 
 def _points(name: str, x: Sequence[Any], speeds: Sequence[Summary], position: int) -> dict[str, Any]:

@@ -17,9 +17,9 @@ SHOWN_MODELS = 6
 def figures(measured: Sequence[tuple[str, Measurement]]) -> list[Figure]:
     if not measured:
         return []
-    bundles: dict[tuple[str, str], tuple[str, Measurement]] = {}  # a sweep has one bundle many times
+    bundles: dict[tuple[str, ...], tuple[str, Measurement]] = {}  # a sweep has one bundle many times
     for label, m in measured:
-        bundles.setdefault((m.bundle_sha256, str(m.device)), (label, m))
+        bundles.setdefault((m.bundle, m.bundle_sha256, str(m.device)), (label, m))
     first = list(bundles.values())[:SHOWN_MODELS]
     return [_by_kind(first), *(_by_layer(i, label, m, alone=len(first) == 1) for i, (label, m) in enumerate(first))]
 

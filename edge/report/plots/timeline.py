@@ -149,7 +149,8 @@ def _speed(measurement: Measurement) -> Panel | None:
             data.append(_line(name, x, y, tint, f"{name}: %{{y:.1f}} tokens/s", width=3.5))
     speeds = [decode_rate(r) for r in decoding]
     said = f"{number(min(speeds))} to {number(max(speeds))} tokens per second"
-    return Panel(SPEED, data, said, "Yellow: the prompts, read faster.")
+    fastest = max([rate for rate in rates if rate is not None], default=1.0)
+    return Panel(SPEED, data, said, "Yellow: the prompts, read faster.", span=(0, 1.1 * fastest))
 
 
 def _frequency(measurement: Measurement) -> Panel | None:
@@ -167,7 +168,9 @@ def _frequency(measurement: Measurement) -> Panel | None:
         data.append({**line, "showlegend": n == 0, "legendgroup": "cap"})
     said = ", ".join(f"{c.name} {number(min(c.frequency_khz) / 1e6)} to {number(max(c.frequency_khz) / 1e6)} GHz"
                      for c in clusters)  # fmt: skip
-    return Panel("clock, GHz", data, said, "Dotted lines are the caps of the clock." if capped else "")
+    highest = max(max(c.frequency_khz + c.cap_khz) for c in clusters) / 1e6
+    note = "Dotted lines are the caps of the clock." if capped else ""
+    return Panel("clock, GHz", data, said, note, span=(0, 1.1 * highest))
 
 
 def _temperature(measurement: Measurement) -> Panel | None:

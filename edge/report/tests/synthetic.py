@@ -281,7 +281,11 @@ def sweep():
         phone(ms, 3, recipe="int8", bundle="b8", protocol=Protocol(128, 64, 3, 6, len(on), cores=list(on)), **quiet)
         for on, ms in cores.items()
     ]
-    return threads + kept
+    lengths = [
+        phone(14.0 + n / 256, 3, protocol=Protocol(n, 64, 3, 6, 4), recipe="int2", bundle="b2", **quiet)
+        for n in (128, 512, 1024)
+    ]
+    return threads + kept + lengths
 
 
 def sustained(seed=11, recipe="int4", fall=0.7, **changes):
