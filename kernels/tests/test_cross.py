@@ -7,8 +7,9 @@ import shutil
 import pytest
 
 from edge.core.errors import EdgeError, UsageError
-from edge.kernels import cross, elf, library_path
+from edge.kernels import cross, elf, library_path, toolchain
 
+PHONE = toolchain.PLATFORMS["android-arm64"]
 COMPILERS = {
     "clang": bool(shutil.which("clang++") and shutil.which("ld.lld")),
     "gcc": bool(shutil.which("aarch64-linux-gnu-g++")),
@@ -28,14 +29,14 @@ def test_the_library_would_load_on_a_phone(kind, monkeypatch, tmp_path):
     found = elf.read(built)
     assert found.machine == elf.AARCH64
     assert found.needed == ("libc.so",)
-    assert found.undefined == set(cross.LIBC)
+    assert found.undefined == {name for names in cross.SYMBOLS.values() for name in names}
     assert not found.versioned
     assert all(s.alignment >= 16384 for s in found.segments if s.kind == elf.PT_LOAD)
 
 
 def test_a_library_for_this_machine_fails_the_check(tmp_path):
     with pytest.raises(EdgeError, match="would not load on a phone") as error:
-        cross.check(library_path())
+        toolchain.check(library_path(), PHONE, cross.SYMBOLS)
     assert error.value.code == "kernels.cross_check"
 
 
@@ -46,7 +47,7 @@ def test_damaged_libraries_are_refused(content, tmp_path):
     path = tmp_path / "lib.so"
     path.write_bytes(content)
     with pytest.raises(EdgeError) as error:
-        cross.check(path)
+        toolchain.check(path, PHONE, cross.SYMBOLS)
     assert error.value.code == "kernels.elf"
 
 
@@ -54,7 +55,7 @@ def test_a_cut_library_is_refused(tmp_path):
     path = tmp_path / "lib.so"
     path.write_bytes(library_path().read_bytes()[:2000])
     with pytest.raises(EdgeError) as error:
-        cross.check(path)
+        toolchain.check(path, PHONE, cross.SYMBOLS)
     assert error.value.code == "kernels.elf"
 
 
@@ -73,8 +74,8 @@ def test_an_unknown_target_is_a_usage_error(tmp_path):
 
 
 def test_a_failing_compiler_is_quoted(tmp_path):
-    compiler = cross.Compiler("GCC", (shutil.which("c++") or "c++",))
+    compiler = toolchain.Compiler("GCC", (shutil.which("c++") or "c++",))
     with pytest.raises(EdgeError) as error:
-        cross._run(compiler, ["-c", str(tmp_path / "absent.cpp"), "-o", str(tmp_path / "x.o")])
+        compiler.run(["-c", str(tmp_path / "absent.cpp"), "-o", str(tmp_path / "x.o")])
     assert error.value.code == "kernels.cross_build"
     assert "absent.cpp" in error.value.message
