@@ -65,7 +65,7 @@ def device_fingerprint(device: Device, root: Path, versions: Mapping[str, str]) 
         "memory_bytes": device.memory_bytes,
         "governor": governor(root),
         "os": device.os,
-        "kernel": _read(root / "proc/sys/kernel/osrelease").strip(),
+        "kernel": next(iter(_read(root / "proc/version").removeprefix("Linux version ").split()), ""),
         "libraries": dict(versions),
     }
 

@@ -39,7 +39,7 @@ def profile_in_python(connection: Connection, bundle: Bundle, plan: Plan, reason
     command = [python, "-m", MODULE, models, f"{there}/plan.json", f"{there}/result.json"]
     _wait_for(connection, command, f"{there}/log", bundle.manifest.name)
     measurement = _fetch(connection, there, local)
-    connection.run(["rm", "-rf", there])
+    persist(connection, lambda: connection.run(["rm", "-rf", there]))
     emulated = connection.device.emulated
     measurement = msgspec.structs.replace(measurement, engine_note=reason, emulated=emulated, bundle=str(bundle.path))
     problem = measurement.problem
