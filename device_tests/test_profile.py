@@ -69,11 +69,12 @@ def test_clocks_temperatures_memory_and_power_are_recorded_there(results):
     assert {"frequency/cpu0", "cap/cpu0", "memory/resident", "temperature/cpu-thermal", "power/VDD_IN"} <= jetson
 
 
-def test_a_boards_rail_is_its_energy_and_moves_around_what_the_board_says(results):
-    """5 V and 1.1 A with a swing of a tenth, whatever runs: all of it is idle."""
-    energy = read(results[1]).energy
-    assert energy.source == "hardware_counter", energy.reason
-    assert 5.5e6 * 0.88 < energy.idle_uw < 5.5e6 * 1.12
+def test_a_boards_rail_is_read_as_it_is_and_a_run_too_short_for_it_has_no_energy(results):
+    """5 V and 1.1 A with a swing of a tenth, ten times a second; the repetitions take less than that."""
+    measurement = read(results[1])
+    (power,) = (track.values for track in measurement.tracks if track.name == "power/VDD_IN")
+    assert 5.5e6 * 0.89 < min(power) < max(power) < 5.5e6 * 1.11
+    assert measurement.energy.energy_uj is None and "readings" in measurement.energy.reason
 
 
 def test_the_report_does_not_rank_them_with_real_ones(results, bench, tmp_path):

@@ -136,6 +136,9 @@ class Run:
         """Start the runner under the sampler, and wait until it has taken up the journal or died."""
         if starts > STARTS:
             log = self.connection.run(["tail", "-n", "3", f"{self.remote}/log"]).stdout.decode(errors="replace")
+            if "No space left" in log:  # not even the journal's end could be written
+                hint = "make room there and run the same command again: what is finished is kept"
+                raise EdgeError("profile.disk", f"the disk of {self.connection.device.name} is full", hint)
             message = f"the runner on {self.connection.device.name} dies again and again: {' '.join(log.split())}"
             raise EdgeError("profile.died", message, "a signal 9 mostly means too little memory there")
         begins = sum(isinstance(entry, journal.Begin) for entry in found)
