@@ -34,12 +34,14 @@ Floats = NDArray[np.float64]
 class Segment:
     """What one sampler process wrote. Times are its boot's monotonic clock.
 
-    end: what its last line says, empty where it was killed. suspended: when the device had slept, and for how long.
+    boot_offset_ns: how long the device had slept since its boot. end: what its last line says, empty where it was
+    killed. suspended: when the device had slept, and for how long.
     """
 
     names: list[str]
     boot: str = ""
     interval_ns: int = 0
+    boot_offset_ns: int = 0
     end: dict[str, int] = field(default_factory=dict)
     suspended: list[tuple[int, int]] = field(default_factory=list)
     _stamps: array[int] = field(default_factory=lambda: array("q"))
@@ -94,6 +96,7 @@ def _take(segment: Segment, head: str, rest: list[str]) -> bool:
     """Add a line to its segment; whether it is one that belongs there."""
     if head == "begin" and len(rest) == 5 and _numbers(rest[:4]):
         segment.interval_ns, segment.boot = int(rest[3]), rest[4]
+        segment.boot_offset_ns = int(rest[1]) - int(rest[0])
     elif head == "suspended" and len(rest) == 2 and _numbers(rest):
         segment.suspended.append((int(rest[0]), int(rest[1])))
     elif head == "end" and len(rest) % 2 == 0 and _numbers(rest[1::2]):

@@ -160,9 +160,17 @@ def test_the_stated_interval_holds_the_truth_in_95_of_100(kind, tmp_path):
         assert sum(case.energy.net.status == "ok" for case in cases) >= LEAST_COVERED
 
 
-@pytest.mark.parametrize("kind", ["nvml energy", "tegrastats", "battery", "powermetrics"])
+@pytest.mark.parametrize("kind", kinds())
 @pytest.mark.parametrize("load_w", [0.0, 0.004])
 def test_a_load_that_cant_be_told_from_idle_is_below_resolution(kind, load_w, tmp_path):
-    runs = [synthetic.run_case(kind, seed, tmp_path, load_w) for seed in range(CASES)]
-    for phase in ("prefill", "decode"):
-        assert sum(run[phase].energy.net.status == "below_resolution" for run in runs) >= LEAST_COVERED
+    """A meter's clock is tied to the load's pattern: without one it isn't available, as its reason says."""
+    said = {"prefill": 0, "decode": 0}
+    for seed in range(CASES):
+        try:
+            run = synthetic.run_case(kind, seed, tmp_path, load_w)
+        except PowerUnavailableError as error:
+            assert kind == "meter" and "pattern is not to be seen" in str(error)
+            run = {}
+        for phase in said:
+            said[phase] += phase not in run or run[phase].energy.net.status == "below_resolution"
+    assert min(said.values()) >= LEAST_COVERED

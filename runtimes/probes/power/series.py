@@ -180,7 +180,11 @@ def refreshed(series: Series) -> Series:
 
     The first reading of each new value is kept, and one per refresh period where the value stays. The median distance
     of changes is the period; a reading may be that old, so it becomes the delay unless a longer one was stated.
+
+    A source that states a period shorter than the polls' has news in each of them, also where its steps hide that.
     """
+    if len(series.time_ns) > 1 and 0 < series.accuracy.delay_ns < float(np.median(np.diff(series.time_ns))):
+        return series
     changed = np.flatnonzero(np.diff(series.value) != 0) + 1
     if len(changed) < 4:
         return series
