@@ -297,7 +297,7 @@ def compare(
         return sides.compare(*runs, anyway=anyway, max_regression_percent=max_regression_percent, labels=labels)
     from edge.profiles import turns
 
-    options |= {"device": device}
+    options |= {"device": device, "fresh": True}
     opened = [open_bundle(path, verify=False) for path in paths]  # every run verifies its own
     taken = turns.take(*opened, lambda bundle: profile(bundle.path, **options), rounds=rounds, options=options)
     return sides.compare(*taken, interleaved=True, max_regression_percent=max_regression_percent, labels=labels)

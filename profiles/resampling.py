@@ -31,6 +31,7 @@ CONFIDENCE, FLOOR_CONFIDENCE = 0.95, 0.99
 LEAST_FLOOR = 0.005
 """What differs between two builds in layout alone (Mytkowicz et al., ASPLOS 2009, found more): no floor is below."""
 MOST_BLOCKS = 5
+MOST_DRAWN = 64  # samples of a run; of more, stretches are drawn, as what is near in time is alike
 ONE_RUN_FLOOR = 0.05
 """Where there is one run a side: what differs between runs can't be seen in it, so a few percent are taken for it."""
 
@@ -129,5 +130,7 @@ def _side(runs: Runs, random: np.random.Generator, chosen: NDArray[np.int64] | N
 
 def _drawn_medians(samples: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.float64]:
     """[RESAMPLES]"""
+    if len(samples) > MOST_DRAWN:
+        samples = np.array([np.median(stretch) for stretch in np.array_split(samples, MOST_DRAWN)])
     chosen = random.integers(0, len(samples), (RESAMPLES, len(samples)))
     return np.median(samples[chosen], axis=1)

@@ -114,7 +114,7 @@ def take_turns(work: Path, number: int, plan: dict[str, int]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         info(f"Round {number + 1}: {row.name}, {threads} threads")
         bundle = open_bundle(work / "bundles" / row.name, verify=number == 0)
-        write_json(path, profile(bundle, threads=threads, **plan))
+        write_json(path, profile(bundle, threads=threads, fresh=True, **plan))
 
 
 def write(work: Path, output: Path) -> None:

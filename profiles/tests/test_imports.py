@@ -230,7 +230,7 @@ def test_damaged_files_of_executorch(et_files, tmp_path):
         assert "\n" not in raised.value.message
     record = (et_files / "small.etrecord").read_bytes()
     (tmp_path / "cut.etrecord").write_bytes(record[: len(record) // 2])
-    with pytest.raises(EdgeError, match="can't be read|is no ETRecord"):
+    with pytest.raises(EdgeError, match=r"can't be read|is no ETRecord"):
         etdump.layers(tmp_path / "cut.etrecord")
 
 
