@@ -8,11 +8,13 @@ import pytest
 
 from edge.core.errors import EdgeError
 
-from .standin import Bench, Jetson, Phone, fetch_tools
+from .standin import Bench, Jetson, Phone, fetch_tools, missing
 
 
 @pytest.fixture(scope="package")
 def started() -> Iterator[tuple[Bench, Phone, Jetson]]:
+    if lack := missing():
+        pytest.skip(lack)
     try:
         fetch_tools()
     except EdgeError as error:

@@ -43,7 +43,7 @@ def connection(device: StandIn) -> Iterator[Connection]:
 def payload(tmp_path: Path) -> Path:
     """More than fits into any buffer on the way."""
     file = tmp_path / "payload"
-    file.write_bytes(os.urandom(1 << 20) * 24)
+    file.write_bytes(os.urandom(1 << 20) * 12)
     return file
 
 
@@ -103,7 +103,7 @@ def test_a_broken_push_goes_on_where_it_was(connection, device, payload):
     def tick(count: int = 1, note: str = "") -> None:
         nonlocal sent
         sent += count
-        if sent == 8 << 20:
+        if sent == 5 << 20:
             device.disconnect()
 
     with pytest.raises(DeviceLost):
