@@ -18,13 +18,15 @@ from edge.core.measurement import Energy, Measurement
 from edge.core.session import OperatorTime
 from edge.core.transport import Connection
 from edge.profiles import accounting, journal, sampled, telemetry
+from edge.profiles.android_watch import Watch, watching
 from edge.profiles.assemble import measurement_of
-from edge.profiles.deploy import deploy, native_engine
+from edge.profiles.deploy import deploy, native_engine, persist
 from edge.profiles.device_run import Run
 from edge.profiles.fingerprint import device_fingerprint
 from edge.profiles.gauge import observed
 from edge.profiles.mirror import mirror
 from edge.profiles.outcome import Outcome
+from edge.profiles.perfetto_rails import Rails, from_trace, has_rails, traced
 from edge.profiles.plan import Plan, check_room, digest
 from edge.profiles.state import prepared
 from edge.runtimes.probes.power.series import Source
@@ -98,10 +100,11 @@ def _run(
     if fresh:
         run.remove()
         run.forget()
-    run.send()
-    end = run.follow()
+    with watching(connection) as watch, traced(connection, run.digest[:16]) as rails:
+        run.send()
+        end = run.follow()
     ok = end.code == "ok"
-    measurement = _assemble(run, there, state, _operators(run) if ok else [])
+    measurement = _assemble(run, there, watch, rails, state=state, operators=_operators(run) if ok else [])
     if end.code not in KEPT:
         run.remove()
     if ok:
@@ -116,11 +119,12 @@ def _rest_s(connection: Connection, plan: Plan, there: There, sampler: str) -> f
 
     On an emulated device no joule means anything, so none is waited for.
     """
-    if plan.meter_csv or connection.device.emulated:
+    if plan.meter_csv or connection.device.emulated or persist(connection, lambda: has_rails(connection)):
         return plan.idle_s
-    if there.source is None:
+    source = there.source
+    if source is None:
         return 0.0
-    return max(plan.idle_s, observed(connection, sampler, there.source, there.columns).idle_s)
+    return max(plan.idle_s, persist(connection, lambda: observed(connection, sampler, source, there.columns)).idle_s)
 
 
 def _operators(run: Run) -> list[OperatorTime]:
@@ -134,12 +138,15 @@ def _operators(run: Run) -> list[OperatorTime]:
         return []
 
 
-def _assemble(run: Run, there: There, state: dict[str, str], operators: list[OperatorTime]) -> Measurement:
+def _assemble(
+    run: Run, there: There, watch: Watch, rails: Rails, *, state: dict[str, str], operators: list[OperatorTime]
+) -> Measurement:
     entries = run.entries()
     attempts = journal.attempts(entries)
     segments = sampled.parse(run.samples())
     tracks = sampled.tracks(segments, there.columns, attempts)
     tracks += sampled.power_tracks(segments, there.source, attempts) if there.source else []
+    tracks += watch.tracks(segments, attempts, tracks)
     versions = attempts[-1].begin.versions if attempts else {}
     more: dict[str, Any] = {"sampler": sampled.cost(segments)} if segments else {}
     return measurement_of(
@@ -147,7 +154,7 @@ def _assemble(run: Run, there: There, state: dict[str, str], operators: list[Ope
         run.plan,
         entries,
         device=device_fingerprint(run.connection.device, there.tree, versions),
-        energy=_energy(run, there, segments),
+        energy=_energy(run, there, segments, rails),
         tracks=tracks,
         memory=sampled.memory(segments, attempts),
         operators=operators,
@@ -157,12 +164,16 @@ def _assemble(run: Run, there: There, state: dict[str, str], operators: list[Ope
     )
 
 
-def _energy(run: Run, there: There, segments: list[sampled.Segment]) -> Energy:
-    """From an external meter's file where there is one, else from what the sampler read of the device's own source."""
+def _energy(run: Run, there: There, segments: list[sampled.Segment], rails: Rails) -> Energy:
+    """From an external meter's file where there is one, else the rails of a trace, else what the sampler read."""
     if run.plan.meter_csv:
         meter = Path(run.plan.meter_csv)
         return telemetry.energy(run.entries(), run.plan, lambda windows: accounting.of_meter(meter, windows))
-    power = sampled.from_samples(segments, there.source) if there.source else there.no_source
+    power: telemetry.Power | str
+    if rails.series:
+        power = from_trace(rails.series)
+    else:
+        power = sampled.from_samples(segments, there.source) if there.source else there.no_source
     return telemetry.energy(run.entries(), run.plan, power)
 
 
