@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MARGIN = 1 << 20
 """Bytes left free beside the file: file systems need some for themselves."""
+FLUSH_S = 300.0
+"""Seconds for what is on its way when the last byte has gone from here: adb holds some 100 MB."""
 SLOWEST_HASH = 20e6
 """Bytes per second that the slowest board hashes and reads back."""
 
@@ -82,7 +84,7 @@ def _send(connection: ShellConnection, source: BinaryIO, remote: str, hasher: Ha
             there.feed(block)
             hasher.update(block)
             _tick(tick, len(block))
-        there.finish()
+        there.finish(FLUSH_S)
 
 
 def _tick(tick: Ticker | None, count: int) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edge.core.console import Ticker
-from edge.core.errors import DeviceUnavailable
+from edge.core.errors import DeviceUnavailable, EdgeError
 from edge.core.target import Device
 from edge.core.transport import Completed
 from edge.runtimes.transports import _push, _scripts
@@ -95,7 +95,7 @@ class ShellConnection:
                 self._come_back(max(end - time.monotonic(), 1))
                 self.run(["true"], timeout_s=10)
                 return
-            except DeviceUnavailable as error:
+            except EdgeError as error:
                 if time.monotonic() > end:
                     message = f"{self.name} did not come back in {timeout_s:.0f} s: {error.message}"
                     raise DeviceUnavailable("device.gone", message, error.hint) from error

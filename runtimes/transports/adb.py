@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ SDKS = ("$ANDROID_HOME", "$ANDROID_SDK_ROOT", "~/Android/Sdk", "~/Library/Androi
 NETWORK = re.compile(r"(?:\[[\da-fA-F:.%\w]+\]|[\w.-]+):\d+")
 STATES = "device|offline|unauthorized|authorizing|connecting|recovery|rescue|sideload|bootloader|host|no permissions"
 LINE = re.compile(rf"(?P<serial>\S.*?)\s+(?P<state>{STATES})(?=\s|$)(?P<rest>.*)")
+TRACKED_S = 10.0
+"""Seconds after which waiting for a device looks again for what is wrong with it."""
 HINTS = {
     "offline": "plug it in again, or run `adb reconnect offline`",
     "unauthorized": "unlock it and accept the dialog about USB debugging",
@@ -76,8 +79,8 @@ class AdbConnection(ShellConnection):
             if states(self._adb).get(self._serial) == "offline":
                 _adb(self._adb, "disconnect", self._serial)
             self._join()
-        else:
-            _wait_for(self._serial, timeout_s)
+        elif states(self._adb).get(self._serial) != "device":
+            wait_for(self._serial, min(timeout_s, TRACKED_S))
         self._check(patience_s=2)
 
 
@@ -166,15 +169,18 @@ def _adb(adb: str, *arguments: str, timeout_s: float = 20) -> str:
     return done.stdout + done.stderr
 
 
-def _wait_for(serial: str, timeout_s: float) -> None:
+def wait_for(serial: str, timeout_s: float) -> None:
     """Until adb's server reports the device as ready, or the time is over. Without adbutils: one second."""
     try:
         from adbutils import AdbClient, AdbError
     except ImportError:
         time.sleep(1)
         return
+    client = AdbClient(socket_timeout=timeout_s)
     try:
-        for event in AdbClient(socket_timeout=timeout_s).track_devices():
+        # Where no server listens adbutils starts one, of an adb that may not be ours.
+        socket.create_connection((client.host, client.port), timeout_s).close()
+        for event in client.track_devices():
             if (event.serial, event.status) == (serial, "device"):
                 return
     except (AdbError, OSError):

@@ -45,7 +45,7 @@ class SshConnection(ShellConnection):
 
     def __init__(self, address: str) -> None:
         super().__init__(f"ssh:{address}")
-        self._to = _destination(address)
+        self._to = destination(address)
         self._folder = tempfile.TemporaryDirectory(prefix="edge-")
         self._socket = Path(self._folder.name) / "ssh"
         self._end = weakref.finalize(self, _end, self._folder, self._socket, self._to)
@@ -147,7 +147,7 @@ def _end(folder: tempfile.TemporaryDirectory[str], socket: Path, to: Sequence[st
     folder.cleanup()
 
 
-def _destination(address: str) -> list[str]:
+def destination(address: str) -> list[str]:
     found = ADDRESS.fullmatch(address)
     if not found:
         raise UsageError("device.address", f"'ssh:{address}' is not a host", "write ssh:[USER@]HOST[:PORT]")
