@@ -206,19 +206,24 @@ class Journal:
 
         Raises `EdgeError` (disk.full) where it doesn't fit: what was written before stays whole.
         """
-        entry: Entry = kind(seq=self.entries[-1].seq + 1 if self.entries else 0, **fields)
-        line = msgspec.json.encode(entry) + b"\n"
+        return self.append_all([(kind, fields)])[0]
+
+    def append_all(self, several: Sequence[tuple[Kind, dict[str, Any]]]) -> list[Entry]:
+        """Several entries, waiting for the disk once."""
+        seq = self.entries[-1].seq + 1 if self.entries else 0
+        entries: list[Entry] = [kind(seq=seq + i, **fields) for i, (kind, fields) in enumerate(several)]
+        lines = b"".join(msgspec.json.encode(entry) + b"\n" for entry in entries)
         with full_disk_is_an_error(self.path):
             end = os.fstat(self._file).st_size
             try:
-                if (written := os.write(self._file, line)) < len(line):
-                    os.write(self._file, line[written:])  # a full disk takes a part and says why at the rest
+                if (written := os.write(self._file, lines)) < len(lines):
+                    os.write(self._file, lines[written:])  # a full disk takes a part and says why at the rest
                 os.fsync(self._file)
             except OSError:
                 os.truncate(self._file, end)
                 raise
-        self.entries.append(entry)
-        return entry
+        self.entries += entries
+        return entries
 
 
 @contextmanager

@@ -138,6 +138,7 @@ class _Run:
         self.prompts = turn_prompts(session.vocab_size, plan)
         self.done = finished(log.entries, len(self.turns))
         self.cooling = Cooling(plan, root, self.done)
+        self.spent_ns = sum(_duration_ns(turns) for turns in self.done)
 
     def go(self, name: str) -> Energy:
         """Warm up, repeat as long as it takes, and say what energy that used."""
@@ -194,23 +195,25 @@ class _Run:
 
     def _repeat(self) -> None:
         """One repetition, in the journal when this returns."""
+        begun = time.monotonic_ns()
         temperature, watch = self.cooling.hottest_mc(), self.cooling.watch()
         turns = converse(self.session, self.prompts, self.turns, self.meter.begin)
         self.meter.begin("")
         clocks, (caps, throttled) = frequencies_khz(self.root), watch()
         index = self.done[-1][0].index + 1 if self.done else 0
-        entries: list[Repeated] = []
+        told = {"frequency_khz": clocks, "caps_khz": caps, "throttled": throttled, "temperature_mc": temperature}
+        lines: list[tuple[Any, dict[str, Any]]] = []
         for number, (turn, (_, made)) in enumerate(zip(turns, self.turns, strict=True)):
             for name, start, end, tokens in turn.spans(made):
-                self.log.append(Span, name=name, start_ns=start, end_ns=end, tokens=tokens)
-            told = {"frequency_khz": clocks, "caps_khz": caps, "throttled": throttled, "temperature_mc": temperature}
-            entries.append(self.log.append(Repeated, index=index, turn=number, **vars(turn), **told))
-        self.done.append(entries)
+                lines.append((Span, {"name": name, "start_ns": start, "end_ns": end, "tokens": tokens}))
+            lines.append((Repeated, {"index": index, "turn": number, **vars(turn), **told}))
+        self.done.append([entry for entry in self.log.append_all(lines) if isinstance(entry, Repeated)])
+        self.spent_ns += time.monotonic_ns() - begun
 
     def enough(self) -> bool:
         """Whether there is nothing more to repeat."""
         plan, speeds = self.plan, self._speeds()
-        measured_s = sum(_duration_ns(turns) for turns in self.done) / 1e9
+        measured_s = self.spent_ns / 1e9
         if plan.mode == "sustained":
             return measured_s >= plan.max_seconds or (
                 measured_s >= plan.min_seconds and is_steady(speeds, 2 * plan.repetitions)

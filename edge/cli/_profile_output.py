@@ -29,7 +29,7 @@ def show(result: Measurement) -> None:
 
 def show_several(results: Sequence[Measurement]) -> None:
     """Measurements of a sweep, a row each."""
-    columns = ("prompt", "generated", "threads", "cores", "first token", "prefill", "decode", "CV", "peak memory")
+    columns = ("prompt", "new", "threads", "cores", "first token", "prefill/s", "decode/s", "CV", "memory")
     print_table(columns, [_row(result) for result in results])
 
 
@@ -41,8 +41,8 @@ def _row(result: Measurement) -> tuple[str, ...]:
         f"{plan.threads or 'auto'}",
         cores_text(plan.cores) or "all",
         f"{statistics.ttft_ms(result).median:.1f} ms",
-        f"{statistics.prefill_tokens_per_s(result).median:.1f}/s" if plan.prompt_tokens else "",
-        f"{statistics.decode_tokens_per_s(result).median:.1f}/s" if generates else "",
+        f"{statistics.prefill_tokens_per_s(result).median:.1f}" if plan.prompt_tokens else "",
+        f"{statistics.decode_tokens_per_s(result).median:.1f}" if generates else "",
         f"{100 * statistics.speeds(result).cv:.1f} %",
         size(result.peak_bytes),
     )
@@ -86,9 +86,9 @@ def _over_time(result: Measurement) -> Rows:
         ("sustained", f"{found.sustained:.1f} tokens/s, {100 * found.retention:.0f} % of warm{steady}"),
     ]
     if found.throttled_after_s is None:
-        return [*rows, ("throttled", "never")]
+        return [*rows, ("slowed", "never")]
     heat = "" if found.temperature_c is None else f" at {found.temperature_c:.0f} °C"
-    return [*rows, ("throttled", f"after {found.throttled_after_s:.0f} s{heat}: {found.cause}")]
+    return [*rows, ("slowed", f"after {found.throttled_after_s:.0f} s{heat}: {found.cause}")]
 
 
 def _energy(result: Measurement) -> Rows:

@@ -112,6 +112,29 @@ def test_evaluate_profile_and_report(work):
     assert "|" in (work / "report.md").read_text()
 
 
+def test_several_profiles_in_one_command(work, tmp_path):
+    flags = ("-p", "8,16", "-n", 4, "-t", "1", "-o", tmp_path / "r.json")
+    found = json.loads(edge("profile", work / "bundle", *flags, "--json").stdout)
+    assert [(m["protocol"]["prompt_tokens"], m["protocol"]["threads"]) for m in found] == [(8, 1), (16, 1)]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["r-p16.json", "r-p8.json"]
+    assert all(m["parity"]["kl_divergence"] <= m["parity"]["kl_divergence_limit"] for m in found)
+    table = edge("profile", work / "bundle", "-p", "8,16", "-n", 4).stdout
+    assert "first token" in table and len(table.strip().splitlines()) >= 3
+    assert_fails(edge("profile", work / "bundle", "-p", "8,x"), 2, "8,x")
+    assert_fails(edge("profile", work / "bundle", "--cores", "b"), 2, "names no cores")
+
+
+def test_conversations_and_sustained_runs(work):
+    turns = edge("profile", work / "bundle", "--turns", "8:4,4:4")
+    assert turns.returncode == 0, turns.stderr
+    assert "8 tokens" in turns.stdout and "5 tokens" in turns.stdout  # a later turn also reads what was made last
+    hot = edge("profile", work / "bundle", "--sustained", "-p", 8, "-n", 8, "--max-seconds", 1)
+    assert hot.returncode == 0, hot.stderr
+    assert "of warm" in hot.stdout
+    assert_fails(edge("profile", work / "bundle", "--sustained", "--turns", "8:4"), 2, "at once")
+    assert_fails(edge("profile", work / "bundle", "--mode", "sustained", "-p", 999), 2, "context")
+
+
 def test_what_is_wrong_with_a_recipe_is_said(work, tmp_path):
     recipe = tmp_path / "mine.toml"
     recipe.write_text("[[steps]]\nmethod = 'rtn'\noptions = {bitz = 4}\n")
@@ -212,7 +235,11 @@ def test_an_interrupted_compression_leaves_no_output_and_goes_on(tmp_path):
 
 
 def test_a_process_ends_with_the_errors_exit_code(work):
-    done = subprocess.run([*COMMAND, "profile", work / "bundle", "--device", "adb:1"], capture_output=True, check=False)
+    done = subprocess.run(
+        [*COMMAND, "profile", work / "bundle", "-p", "8", "-n", "4", "--device", "adb:1"],
+        capture_output=True,
+        check=False,
+    )
     assert done.returncode == 3
     assert b"error:" in done.stderr
     assert done.stdout == b""
@@ -236,4 +263,4 @@ def test_builtin_kernels_refuse_what_they_cannot_run(work, tmp_path):
 
 
 def test_unknown_devices_have_their_own_exit_code(work):
-    assert_fails(edge("profile", work / "bundle", "--device", "adb:123"), 3, "adb:123")
+    assert_fails(edge("profile", work / "bundle", "-p", 8, "-n", 4, "--device", "adb:123"), 3, "adb:123")

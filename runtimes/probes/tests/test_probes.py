@@ -79,6 +79,15 @@ def test_clock_prefers_cpufreq_in_the_order_of_cores(tmp_path):
     assert clock.governor(tmp_path) == "powersave"
 
 
+def test_what_holds_a_clock_down(tmp_path):
+    cpus = "sys/devices/system/cpu"
+    assert clock.caps_khz(tmp_path) == [] and clock.throttle_count(tmp_path) == 0
+    write(tmp_path, {f"{cpus}/cpu{core}/cpufreq/scaling_max_freq": f"{2000 + core}\n" for core in range(12)})
+    write(tmp_path, {f"{cpus}/cpu{core}/thermal_throttle/core_throttle_count": f"{core}\n" for core in (0, 1, 2)})
+    write(tmp_path, {f"{cpus}/cpu3/thermal_throttle/core_throttle_count": "?\n"})
+    assert clock.caps_khz(tmp_path) == [2000 + core for core in range(12)] and clock.throttle_count(tmp_path) == 3
+
+
 def test_clock_falls_back_and_may_know_nothing(tmp_path):
     """Simulated: cpuinfo only, then neither."""
     assert clock.frequencies_khz(tmp_path) == [] and clock.governor(tmp_path) is None
