@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import subprocess
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from edge.core.files import cache_folder
 from edge.core.measurement import Measurement
+from edge.runtimes._onnxruntime_library import ANDROID, LIBRARY, version_for
 
 from .faults import Faults, make_bundle
 from .standin import Bench, Jetson, Phone
+from .standin.phone import COMPILER
 from .test_standin import until
 
 FAULTS = 3
@@ -29,21 +34,36 @@ def results(started: tuple[Bench, Phone, Jetson], bundle: Path, tmp_path_factory
     """The bundle on the phone, on the Jetson at the same time, and on this machine."""
     bench, phone, jetson = started
     folder = tmp_path_factory.mktemp("results")
-    files = {device: folder / f"{i}.json" for i, device in enumerate((phone.name, jetson.name, "cpu"))}
-    runs = [
-        subprocess.Popen(
-            ["edge", "profile", str(bundle), "--device", device, "-p", "8", "-n", "4", "-o", str(file), "--fresh"],
-            env=bench.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for device, file in files.items()
-    ]
-    for run in runs:
-        said, _ = run.communicate(timeout=250)
-        assert run.returncode == 0, said
-    return list(files.values())
+    runs = []
+    for device in (phone.name, jetson.name, "cpu"):
+        command = [
+            "edge",
+            "profile",
+            bundle,
+            "--device",
+            device,
+            "-p",
+            "8",
+            "-n",
+            "4",
+            "-o",
+            folder / f"{len(runs)}.json",
+        ]
+        with (folder / f"{len(runs)}.log").open("wb") as log:
+            runs.append(subprocess.Popen([*command, "--fresh"], env=bench.environment, stdout=log, stderr=log))
+    try:
+        until(lambda: all(run.poll() is not None for run in runs), 250)
+    finally:
+        for run in runs:
+            run.kill()
+        said = [file.read_text()[-2000:] for file in sorted(folder.glob("*.log"))]
+        assert [run.wait() for run in runs] == [0, 0, 0], said
+    return sorted(folder.glob("*.json"))
+
+
+def fetched_for(platform: str) -> bool:
+    """Whether ONNX Runtime's library for it is in the cache: there is no network to fetch it by."""
+    return (cache_folder() / f"onnxruntime-{version_for(platform)}-{platform}" / LIBRARY).is_file()
 
 
 def read(file: Path) -> Measurement:
@@ -129,6 +149,20 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(bench, bundle, tmp_path
     assert before
     kept = [json.loads(line)["decode_ns"] for line in before]
     assert [repetition.decode_ns for repetition in read(tmp_path / "out.json").repetitions][: len(kept)] == kept
+
+
+@pytest.mark.skipif(not shutil.which(COMPILER), reason=f"needs {COMPILER} (Debian: g++-aarch64-linux-gnu)")
+def test_androids_own_library_runs_there(bench, bundle, tmp_path):
+    """ONNX Runtime as it is shipped for Android, the runner and the kernels built for Android."""
+    if not (fetched_for("android-arm64") or os.environ.get(ANDROID)):
+        pytest.skip(f"ONNX Runtime for Android isn't here: run `make device-test` online, with npm, or set {ANDROID}")
+    phone = bench.phone(android=True)
+    command = ["edge", "profile", bundle, "--device", phone.name, "-p", "4", "-n", "4", "-o", tmp_path / "out.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    measurement = read(tmp_path / "out.json")
+    assert measurement.device["platform"] == "android-arm64" and measurement.emulated
+    assert measurement.parity.top1_equal and len(measurement.repetitions) >= 5
 
 
 @pytest.mark.timeout(280)

@@ -117,8 +117,9 @@ class Bench:
             command, env=self.environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S
         )
 
-    def phone(self, disk_bytes: int = 0) -> Phone:
-        phone = Phone(self.system, self.folder / f"phone{len(self.phones)}", FIRST_PHONE + len(self.phones))
+    def phone(self, disk_bytes: int = 0, *, android: bool = False) -> Phone:
+        number = len(self.phones)
+        phone = Phone(self.system, self.folder / f"phone{number}", FIRST_PHONE + number, android=android)
         self._boot(phone, disk_bytes)
         self.phones.append(phone)
         deadline = time.monotonic() + PATIENCE_S

@@ -10,6 +10,7 @@ from typing import Any
 
 from . import trees
 from .device import HERE, StandIn
+from .root import System
 
 ADBD = "/usr/lib/android-sdk/platform-tools/adbd"
 PROPERTIES = {
@@ -28,10 +29,22 @@ PROPERTIES = {
 }
 
 
+BIONIC = HERE / "fixtures/bionic"
+COMPILER = "aarch64-linux-gnu-gcc"
+FREESTANDING = ("-O1", "-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-nostdlib")
+
+
 class Phone(StandIn):
-    """`serial` is what adb calls it, `name` what edge does."""
+    """`serial` is what adb calls it, `name` what edge does.
+
+    android: it also runs what was built for Android, by musl and a shim in the place of Android's C library.
+    """
 
     disk = "/data/local/tmp"
+
+    def __init__(self, system: System, folder: Path, port: int, *, android: bool = False) -> None:
+        super().__init__(system, folder, port)
+        self.android = android
 
     @property
     def serial(self) -> str:
@@ -69,8 +82,20 @@ class Phone(StandIn):
                 (tools / name).symlink_to("/usr/bin/toybox")
         (tools / "sh").symlink_to("/usr/bin/mksh")
         properties = {**PROPERTIES, "ro.serialno": self.serial}
+        if self.android:
+            self._make_bionic()
         lines = [f"{name}={value}\n" for name, value in properties.items()]
         (self.folder / "system/build.prop").write_text("".join(lines))
+
+    def _make_bionic(self) -> None:
+        libraries, linker = self.folder / "system/lib64", self.folder / "system/bin/linker64"
+        libraries.mkdir()
+        shutil.copy(self.system.root / "usr/lib/aarch64-linux-musl/libc.so", libraries / "ld-musl-aarch64.so.1")
+        shared = ("-fPIC", "-shared", "-Wl,-soname,liblog.so", "-o", libraries / "liblog.so", BIONIC / "shim.c")
+        alone = ("-fPIE", "-static-pie", "-Wl,--no-dynamic-linker", "-o", linker, BIONIC / "linker64.c")
+        for how in (shared, alone):
+            subprocess.run([COMPILER, *FREESTANDING, *how], check=True)
+        (libraries / "libandroid.so").symlink_to("liblog.so")
 
     def _toybox(self) -> list[str]:
         """The names of the tools in toybox."""

@@ -34,6 +34,7 @@ PACKAGES = (
     "findutils",
     "util-linux",
     "procps",
+    "musl",
 )
 QEMU = "qemu-aarch64"
 QEMU_PREFIX = "/usr/gnemul/qemu-aarch64"
