@@ -19,6 +19,7 @@ import msgspec
 
 from edge.core.bundle import open_bundle
 from edge.core.console import info
+from edge.core.errors import EdgeError
 from edge.core.files import read_json, write_json, write_text
 from edge.core.measurement import Measurement
 from edge.models import samples
@@ -120,16 +121,19 @@ def take_turns(work: Path, number: int, plan: dict[str, int]) -> None:
 def write(work: Path, output: Path) -> None:
     """One result per engine and count of threads for `edge report`; all of them as `melt-smollm2.json` and `.md`."""
     made: dict[str, Any] = {}
-    device: dict[str, Any] = {}
+    joined = None
     results = work / "results"
     results.mkdir(parents=True, exist_ok=True)
     for row, threads, turns in _measured(work):
         joined = join(turns)
         write_json(results / f"{row.name}-{threads}t.json", joined)
         made[f"{row.name} {threads}t"] = summary(row, threads, turns)
-        device = joined.device
-    protocol = "every repetition 128 random prompt tokens, then 64 greedy ones; turns of 3 warm-ups and 5 repetitions"
-    content = {"schema": 1, "device": device, "protocol": protocol, "rows": made}
+    if joined is None:
+        raise EdgeError("bench.empty", f"{work} has no turn of any engine", "run at least one round")
+    plan = joined.protocol
+    words = f"{plan.prompt_tokens} random prompt tokens, then {plan.generated_tokens} greedy ones, batch 1"
+    protocol = f"{words}; {plan.repetitions} repetitions, in turns of a process each after {plan.warm_ups} warm-ups"
+    content = {"schema": 1, "device": joined.device, "protocol": protocol, "rows": made}
     write_json(output / "melt-smollm2.json", content)
     write_text(output / "melt-smollm2.md", markdown(content))
 
