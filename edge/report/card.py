@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edge.core.files import write_text
 from edge.core.measurement import Agreement, Evaluation, Measurement
+from edge.profiles.compare import Comparison
 from edge.report import method, overview
 from edge.report.results import join
 from edge.report.table import Cell, Table
@@ -19,17 +20,25 @@ def write(
     path: Path,
     *,
     title: str = "edge report",
+    comparisons: Sequence[Comparison] = (),
 ) -> Path:
     """Write the card to `path`. Raises `UsageError` for no results, `EdgeError` for a path that can't be written."""
-    write_text(path, render(evaluations, measurements, title=title))
+    write_text(path, render(evaluations, measurements, title=title, comparisons=comparisons))
     return path
 
 
-def render(evaluations: Sequence[Evaluation | Agreement], measurements: Sequence[Measurement], *, title: str) -> str:
+def render(
+    evaluations: Sequence[Evaluation | Agreement],
+    measurements: Sequence[Measurement],
+    *,
+    title: str,
+    comparisons: Sequence[Comparison] = (),
+) -> str:
     """The card's text: the headline table, how it was measured, and what to keep in mind."""
-    rows = join(evaluations, measurements)
+    compared = overview.comparisons(comparisons)
+    rows = join(evaluations, measurements, alone=not compared)
     lines = [f"# {plain(title)}", ""]
-    for shown in overview.results(rows):
+    for shown in [*compared, *overview.results(rows)]:
         lines += _table(shown)
     if stood_in := overview.emulated(rows):
         lines += _table(stood_in)

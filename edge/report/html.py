@@ -12,6 +12,7 @@ from typing import Any
 from edge.core.files import write_text
 from edge.core.measurement import Agreement, Evaluation, Measurement
 from edge.profiles import statistics
+from edge.profiles.compare import Comparison
 from edge.report import method, modes, overview, plots, table
 from edge.report.results import Row, device_name, join
 
@@ -34,15 +35,23 @@ def write(
     path: Path,
     *,
     title: str = "edge report",
+    comparisons: Sequence[Comparison] = (),
 ) -> Path:
     """Write the report to `path`. Raises `UsageError` for no results, `EdgeError` for a path that can't be written."""
-    write_text(path, render(evaluations, measurements, title=title))
+    write_text(path, render(evaluations, measurements, title=title, comparisons=comparisons))
     return path
 
 
-def render(evaluations: Sequence[Evaluation | Agreement], measurements: Sequence[Measurement], *, title: str) -> str:
+def render(
+    evaluations: Sequence[Evaluation | Agreement],
+    measurements: Sequence[Measurement],
+    *,
+    title: str,
+    comparisons: Sequence[Comparison] = (),
+) -> str:
     """The page's text."""
-    rows = join(evaluations, measurements)
+    compared = overview.comparisons(comparisons)
+    rows = join(evaluations, measurements, alone=not compared)
     shown = plots.sections(rows)
     lead = overview.lead(rows)
     return _template().render(
@@ -50,7 +59,7 @@ def render(evaluations: Sequence[Evaluation | Agreement], measurements: Sequence
         subtitle=_subtitle(rows),
         lead=lead.label if lead and len(rows) > 1 else "",
         tiles=tiles(lead) if lead else [],
-        tables=overview.results(rows),
+        tables=[*compared, *overview.results(rows)],
         emulated=overview.emulated(rows),
         runs=overview.runs(rows),
         sections=shown,

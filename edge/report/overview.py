@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edge.profiles.compare import Comparison
 from edge.report import devices, modes, table
 from edge.report.results import Row, device_name, judged
-from edge.report.table import Table
+from edge.report.table import NONE, Cell, Table
 
 SIDE_BY_SIDE = 4
 
@@ -32,6 +33,31 @@ def results(rows: Sequence[Row]) -> list[Table]:
 
 def emulated(rows: Sequence[Row]) -> Table | None:
     return devices.emulated(rows) if any(row.emulated for row in rows) else None
+
+
+def comparisons(found: Sequence[Comparison]) -> list[Table]:
+    """What was compared, and what noise alone would have done. Not of emulated runs: their times mean nothing."""
+    return [_comparison(one) for one in found if not any(run.emulated for run in one.runs)]
+
+
+def _comparison(found: Comparison) -> Table:
+    lines = []
+    for change in found.changes:
+        values = [Cell("–") if v is None else Cell(f"{table.number(v)} {change.unit}") for v in (change.a, change.b)]
+        ratio, noise = NONE, NONE
+        if change.ratio is not None and change.low is not None and change.high is not None:
+            ratio = Cell(_percent(change.ratio), f"{_percent(change.low)} to {_percent(change.high)}")
+            noise = NONE if change.floor is None else Cell(f"±{change.floor:.1%}")
+        lines.append((Cell(change.metric), [*values, ratio, noise, Cell(change.words, change.why)]))
+    sides = f"A is {found.a}, B is {found.b}, {found.runs_a} and {found.runs_b} runs."
+    note = (
+        f"{sides} Under the change its 95 % interval; the floor is what differs where nothing does, from {found.floor}."
+    )
+    return Table(["A", "B", "B to A", "Noise floor", "B is"], lines, "Comparison", " ".join([note, *found.notes]))
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.1f}%"
 
 
 def runs(rows: Sequence[Row]) -> Table | None:

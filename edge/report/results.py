@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import msgspec
 
@@ -14,14 +15,18 @@ from edge.core.errors import EdgeError, UsageError
 from edge.core.files import decode_json, read_json, sha256
 from edge.core.measurement import Agreement, Evaluation, Measurement
 from edge.profiles.clusters import cores_text
+from edge.profiles.compare import Comparison
 
 Pair = tuple[Evaluation | Agreement | None, Measurement | None]
 
 
 @dataclass(frozen=True)
 class Results:
+    """Of a comparison both the comparison itself and a measurement for each side, all its runs together."""
+
     evaluations: list[Evaluation | Agreement]
     measurements: list[Measurement]
+    comparisons: list[Comparison]
 
 
 @dataclass(frozen=True)
@@ -71,20 +76,20 @@ class Row:
 
 
 class _Fields(msgspec.Struct):
-    """Tells the kinds of file apart. runs: those of a comparison."""
+    """Tells the kinds of file apart."""
 
     perplexity: float | None = None
     relative_error: float | None = None
     repetitions: list[msgspec.Raw] | None = None
-    runs: list[msgspec.Raw] | None = None
+    changes: list[msgspec.Raw] | None = None
 
 
 def load_results(paths: Sequence[Path]) -> Results:
-    """Read result files: of one result, of a list of them (a sweep), or of a comparison with its runs.
+    """Read result files: of one result, of a list of them (a sweep), or of a comparison.
 
     Raises `EdgeError` for a file that is missing, damaged or of another kind.
     """
-    results = Results([], [])
+    results = Results([], [], [])
     for path in paths:
         try:
             _take(results, path.read_bytes(), path)
@@ -94,11 +99,15 @@ def load_results(paths: Sequence[Path]) -> Results:
 
 
 def _take(results: Results, raw: bytes | msgspec.Raw, path: Path) -> None:
-    hint = "give the JSON files that `edge evaluate -o` and `edge profile -o` write"
+    hint = "give the JSON files that `edge evaluate`, `edge profile`, `edge compare` and `edge import` write with -o"
     kind = _kind(raw, path)
-    if isinstance(kind, list) or kind.runs:
-        for one in kind if isinstance(kind, list) else kind.runs or []:
+    if isinstance(kind, list):
+        for one in kind:
             _take(results, one, path)
+    elif kind.changes is not None:
+        found = decode_json(raw, Comparison, path)
+        results.comparisons.append(found)
+        results.measurements += [together(side) for side in (found.runs[::2], found.runs[1::2]) if side]
     elif kind.perplexity is not None:
         results.evaluations.append(decode_json(raw, Evaluation, path))
     elif kind.relative_error is not None:
@@ -107,6 +116,19 @@ def _take(results: Results, raw: bytes | msgspec.Raw, path: Path) -> None:
         results.measurements.append(decode_json(raw, Measurement, path))
     else:
         raise UsageError("report.kind", f"{path} is neither an evaluation nor a measurement", hint)
+
+
+def together(runs: Sequence[Measurement]) -> Measurement:
+    """Runs of one bundle as one: all repetitions, the median load, the highest peak; the rest is of the last."""
+    last = runs[-1]
+    note = f"of the last of {len(runs)} runs" if len(runs) > 1 else ""
+    return msgspec.structs.replace(
+        last,
+        repetitions=[repetition for run in runs for repetition in run.repetitions],
+        load_ns=int(median(run.load_ns for run in runs)),
+        peak_bytes=max(run.peak_bytes for run in runs),
+        energy=msgspec.structs.replace(last.energy, reason="; ".join(filter(None, [last.energy.reason, note]))),
+    )
 
 
 def _kind(raw: bytes | msgspec.Raw, path: Path) -> _Fields | list[msgspec.Raw]:
@@ -119,12 +141,14 @@ def _kind(raw: bytes | msgspec.Raw, path: Path) -> _Fields | list[msgspec.Raw]:
     return found
 
 
-def join(evaluations: Sequence[Evaluation | Agreement], measurements: Sequence[Measurement]) -> list[Row]:
+def join(
+    evaluations: Sequence[Evaluation | Agreement], measurements: Sequence[Measurement], *, alone: bool = True
+) -> list[Row]:
     """A row per measurement, with the evaluation of the same bundle; then a row per evaluation left over.
 
-    Raises `UsageError` where there is nothing to report.
+    alone: there is nothing else to report. Then `UsageError` is raised where there is no row.
     """
-    if not evaluations and not measurements:
+    if alone and not evaluations and not measurements:
         raise UsageError("report.empty", "there are no results to report", "evaluate or profile a bundle first")
     pairs: list[Pair] = []
     for measurement in measurements:

@@ -19,7 +19,7 @@ def sections(rows: Sequence[Row]) -> list[Section]:
     found = [
         Section("Quality against size", quality.figures(rows)),
         Section("Latency", latency.figures(plain)),
-        Section("Threads and cores", modes.sweep_figures(rows)),
+        Section("Threads, cores and lengths", modes.sweep_figures(rows)),
         Section("Sustained speed", modes.sustained_figures(rows)),
         Section("Conversation", modes.conversation_figures(rows)),
         Section("Where the time goes", operators.figures([(label, m) for label, m in watched if m.operators])),

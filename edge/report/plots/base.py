@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -66,6 +67,11 @@ def color(position: int) -> str:
 def safe(text: str) -> str:
     """Plotly reads a little HTML in its labels."""
     return html.escape(text, quote=False)
+
+
+def in_lines(label: str) -> str:
+    """A label beside a plot, in lines short enough for a phone."""
+    return "<br>".join(safe(line) for part in label.split(" · ") for line in textwrap.wrap(part, 20))
 
 
 def thinned(times: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:

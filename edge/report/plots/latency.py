@@ -9,8 +9,8 @@ import numpy as np
 
 from edge.core.measurement import Measurement
 from edge.profiles.statistics import counted, decodes, summarize
-from edge.report.plots.base import Figure, color, layout, safe
-from edge.report.table import number
+from edge.report.plots.base import Figure, color, in_lines, layout
+from edge.report.table import has_decoded, has_first, number
 
 
 def step(measurements: Sequence[Measurement]) -> str:
@@ -18,10 +18,15 @@ def step(measurements: Sequence[Measurement]) -> str:
 
 
 def figures(measured: Sequence[tuple[str, Measurement]]) -> list[Figure]:
-    generating = [(label, m) for label, m in measured if decodes(m)]
-    calls = [(label, m) for label, m in measured if not decodes(m)]
-    found = [_decode_latency(generating), _first_token(generating)] if generating else []
-    return [*found, _first_token(calls)] if calls else found
+    """Other tools tell means of many steps and not each: those are in no distribution of steps."""
+    own = [(label, m) for label, m in measured if m.engine != "imported" and has_decoded(m)]
+    first = [(label, m) for label, m in measured if decodes(m) and has_first(m)]
+    calls = [(label, m) for label, m in measured if not decodes(m) and has_first(m)]
+    return [
+        *([_decode_latency(own)] if own else []),
+        *([_first_token(first)] if first else []),
+        *([_first_token(calls)] if calls else []),
+    ]
 
 
 def _decode_latency(measured: Sequence[tuple[str, Measurement]]) -> Figure:
@@ -34,7 +39,7 @@ def _decode_latency(measured: Sequence[tuple[str, Measurement]]) -> Figure:
         hidden += sum(time > limit for time in times)
         data.append(_violin(label, [round(time, 4) for time in times], i))
     data.reverse()  # plotly stacks from the bottom
-    shown = layout("milliseconds per token", "", height=130 + 90 * len(measured))
+    shown = layout("milliseconds per token", "", height=130 + (90 if len(measured) <= 8 else 50) * len(measured))
     low = min(min(times) for times in samples)
     shown["xaxis"]["range"] = [max(0.0, low - 0.15 * (limit - low)), limit]
     caption = f"Every decoded token of every repetition, {sum(map(len, samples)):,}; the box spans the quartiles."
@@ -48,9 +53,9 @@ def _violin(label: str, times: list[float], position: int) -> dict[str, Any]:
         "type": "violin",
         "orientation": "h",
         "side": "positive",
-        "name": safe(label),
+        "name": in_lines(label),
         "x": times,
-        "y0": safe(label),
+        "y0": in_lines(label),
         "width": 1.5,
         "points": False,
         "box": {"visible": True, "width": 0.12},
@@ -69,7 +74,7 @@ def _first_token(measured: Sequence[tuple[str, Measurement]]) -> Figure:
             {
                 "type": "box",
                 "orientation": "h",
-                "name": safe(label),
+                "name": in_lines(label),
                 "x": times,
                 "boxpoints": "all",
                 "jitter": 0.5,
@@ -80,13 +85,13 @@ def _first_token(measured: Sequence[tuple[str, Measurement]]) -> Figure:
             }
         )
     prompts = sorted({m.protocol.prompt_tokens for _, m in measured})
-    shown = layout("milliseconds", "", height=120 + 60 * len(measured))
+    shown = layout("milliseconds", "", height=120 + (60 if len(measured) <= 8 else 36) * len(measured))
     data.reverse()
     times = [ms for trace in data for ms in trace["x"]]
     shown["xaxis"]["range"] = [0.95 * min(times), 1.05 * max(times)]  # no zoom into a per cent of noise
-    caption = f"Prompts of {' and '.join(map(str, prompts))} tokens; each point is one repetition."
+    caption = f"Prompts of {', '.join(map(str, prompts))} tokens; each point is one repetition."
     if all(decodes(m) for _, m in measured):
         return Figure("first-token", "Time to first token", "; ".join(said), caption, data, shown)
-    caption = f"Texts of {' and '.join(map(str, prompts))} tokens; each point is one call."
+    caption = f"Texts of {', '.join(map(str, prompts))} tokens; each point is one call."
     caption = caption if any(prompts) else "Each point is one image."
     return Figure("calls", "Time per call", "; ".join(said), caption, data, shown)

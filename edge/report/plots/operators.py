@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from edge.core.measurement import Measurement
 from edge.profiles import operators
-from edge.report.plots.base import PALETTE, Figure, color, layout, safe
+from edge.report.plots.base import PALETTE, Figure, color, in_lines, layout, safe
 from edge.report.plots.latency import step
 
 SHOWN_KINDS = len(PALETTE)
@@ -29,7 +29,7 @@ def _by_kind(measured: Sequence[tuple[str, Measurement]]) -> Figure:
     groups = [{share.name: share.step_ns / 1e6 for share in operators.by_kind(m.operators)} for _, m in measured]
     totals = {name: sum(group.get(name, 0.0) for group in groups) for group in groups for name in group}
     largest = sorted(totals, key=lambda name: -totals[name])[:SHOWN_KINDS]
-    labels = [safe(label) for label, _ in measured]
+    labels = [in_lines(label) for label, _ in measured]
     order = {"categoryorder": "array", "categoryarray": labels[::-1]}
     bars = [(name, [group.get(name, 0.0) for group in groups]) for name in largest]
     rest = [sum(group.values()) - sum(group.get(name, 0.0) for name in largest) for group in groups]

@@ -15,9 +15,10 @@ from edge.report.table import megabytes, number
 
 SHOWN = 6
 PANEL, GAP, STRIP, BELOW = 118, 46, 38, 56  # pixels: of a panel, the room for a legend above each, the phases' names
-NARROW, LETTER, ROW = 300, 7, 15  # pixels: of a plot on a phone, of a letter, of a line of text
+NARROW, LETTER, ROW = 240, 7, 15  # pixels: of a plot on a phone, of a letter, of a line of text
 SPEED = "tokens/s"
 MOVED_C = 2.0
+LONGEST = 16  # letters of a name
 LINES = 4  # of a panel: what there is more of goes into one band, or is left to the trace
 GAP_INTERVALS = 10
 THROTTLED = "#d0342c"
@@ -62,8 +63,8 @@ def _figure(position: int, label: str, measurement: Measurement, shown: Sequence
         # a fixed margin: one time lies on one vertical line in all panels
         own = axis(panel.title) | {"domain": [max(bottom, 0.0), top], "automargin": False, "rangemode": "tozero"}
         plot[f"yaxis{number_}"] = own | ({"range": list(panel.span)} if panel.span else {})
-        legend = {"orientation": "h", "x": 0, "y": top, "yanchor": "bottom", "traceorder": "normal"}
-        plot[f"legend{number_}"] = legend
+        legend = {"orientation": "h", "x": 0, "y": top, "yanchor": "bottom", "entrywidthmode": "fraction"}
+        plot[f"legend{number_}"] = legend | {"traceorder": "normal"}
         data += [
             {**trace, "xaxis": "x", "yaxis": f"y{number_}", "legend": f"legend{number_}"} for trace in panel.traces
         ]
@@ -139,7 +140,7 @@ def _speed(measurement: Measurement) -> Panel | None:
         times += [round(at / 1e9, 4) for at, _ in found] + [None]
         rates += [round(speed, 3) for _, speed in found] + [None]
     data = [_line(f"{steps} tokens", times, rates, color(0) + "aa", "%{y:.1f} tokens/s", width=1)]
-    for name, throttled, tint in (("repetition", False, color(0)), ("throttled repetition", True, THROTTLED)):
+    for name, throttled, tint in (("repetition", False, color(0)), ("throttled", True, THROTTLED)):
         x: list[float | None] = []
         y: list[float | None] = []
         for r in (r for r in decoding if r.throttled is throttled):
@@ -154,7 +155,7 @@ def _speed(measurement: Measurement) -> Panel | None:
 
 
 def _frequency(measurement: Measurement) -> Panel | None:
-    clusters = tracks.clusters(measurement)[:LINES]
+    clusters = tracks.clusters(measurement)[-LINES + 1 :]  # the fastest: their numbers are the highest
     if not clusters:
         return None
     data = [
@@ -179,7 +180,8 @@ def _temperature(measurement: Measurement) -> Panel | None:
     if not zones:
         return None
     zones.sort(key=lambda zone: min(zone.values) - max(zone.values))
-    moved = [zone for zone in zones if max(zone.values) - min(zone.values) >= MOVED_C][:LINES] or zones[:1]
+    moved = [zone for zone in zones if max(zone.values) - min(zone.values) >= MOVED_C] or zones[:1]
+    moved = moved[: LINES if len(zones) <= LINES else LINES - 1]
     rest = [zone for zone in zones if zone not in moved]
     data = [_track(tracks.short(z), z.time_ns, z.values, color(i), "%{y:.1f} °C") for i, z in enumerate(moved)]
     if rest:
@@ -231,7 +233,7 @@ def _memory(measurement: Measurement) -> Panel | None:
     data[0] |= {"fill": "tozeroy", "fillcolor": color(0) + "22"}
     if top:
         ends = [0.0, round(tracks.end_s(measurement), 3)]
-        peak = _line("peak as the kernel counts it", ends, [top / 1e6] * 2, GREY, "peak %{y:.0f} MB", width=1.5)
+        peak = _line("peak", ends, [top / 1e6] * 2, GREY, "peak as the kernel counts it: %{y:.0f} MB", width=1.5)
         peak["line"]["dash"] = "dash"
         data.append(peak)
     highest = max(top, *(max(sizes) for _, _, sizes in lines))
@@ -260,7 +262,7 @@ def _line(
     return {
         "type": "scatter",
         "mode": "lines",
-        "name": safe(name),
+        "name": safe(name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"),
         "x": list(x),
         "y": list(y),
         "line": {"color": tint, "width": width},

@@ -1,4 +1,8 @@
 const dark = matchMedia("(prefers-color-scheme: dark)");
+const narrow = matchMedia("(max-width: 640px)");
+
+// On a phone names of lines stand in two columns, where the figure has left room for no more than two rows of them.
+const legend = (own) => narrow.matches && own.entrywidthmode ? { ...own, entrywidth: 0.5, font: { size: 10 } } : own;
 
 // A figure says what is in it; the page's own style gives it fonts and colours, and again when the theme changes.
 function themed(layout) {
@@ -6,8 +10,9 @@ function themed(layout) {
   const color = (name) => style.getPropertyValue(name).trim();
   const axis = (own) => ({ ...own, gridcolor: color("--line"), linecolor: color("--line"), tickcolor: color("--line"),
     title: { ...own.title, font: { size: 13, color: color("--soft") } } });
-  const axes = Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key)).map((key) => [key, axis(layout[key])]);
-  return { ...layout, ...Object.fromEntries(axes), autosize: true,
+  const change = (name, how) => Object.fromEntries(
+    Object.keys(layout).filter((key) => name.test(key)).map((key) => [key, how(layout[key])]));
+  return { ...layout, ...change(/^[xy]axis\d*$/, axis), ...change(/^legend\d*$/, legend), autosize: true,
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: color("--ink") },
     hoverlabel: { font: { family: getComputedStyle(document.body).fontFamily } } };
@@ -21,3 +26,4 @@ function draw() {
 
 draw();
 dark.addEventListener("change", draw);
+narrow.addEventListener("change", draw);

@@ -18,6 +18,7 @@ from edge.core.measurement import (
     Track,
 )
 from edge.core.session import OperatorTime
+from edge.profiles.compare import Change, Comparison
 
 DEVICE = {
     "cpu": "Synthetic CPU",
@@ -325,3 +326,16 @@ def conversation(**changes):
     plan = Protocol(128, 192, 3, 5, 0, mode="conversation", turns=turns)
     fields = {"repetitions": found, "protocol": plan, "phases": [Phase("measured", 6 * SECOND, int(at * SECOND))]}
     return phone(**{**fields, "tracks": tracks(random, at + 1), **changes})
+
+
+def comparison():
+    """Two bundles in turns, A B B A; B is faster."""
+    runs_a = [phone(14.0, seed) for seed in (1, 2)]
+    runs_b = [phone(11.0, seed, recipe="int8", bundle="b8") for seed in (3, 4)]
+    changes = [
+        Change("decode", "tokens/s", "better", "faster", 71.0, 91.0, 1.28, 1.27, 1.29, 0.01),
+        Change("net energy per token", "mJ", "can't tell", "can't tell", why="no rails"),
+    ]
+    told = {"floor": "interleaved runs", "max_regression_percent": 0.0, "changes": changes, "regressions": []}
+    runs = [runs_a[0], runs_b[0], runs_a[1], runs_b[1]]
+    return Comparison(a="int4", b="int8", runs_a=2, runs_b=2, **told, notes=["A note."], runs=runs)
