@@ -7,7 +7,7 @@ results from files run by run, or, where a side has one run, stretch by stretch 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -54,7 +54,7 @@ class Change(msgspec.Struct, frozen=True):
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """floor: where it comes from. regressions: metrics of which B is worse by more than was allowed.
 
-    runs: the measurements themselves, where they were made for this comparison, in the order in which they ran.
+    runs: the measurements themselves, where they were made for this comparison: neighbours in time, A's before B's.
     """
 
     schema: int = SCHEMA
@@ -92,7 +92,7 @@ def load(path: Path) -> list[Measurement]:
         raise UsageError("compare.empty", f"{path} has no results", "give a bundle, or what `edge profile -o` wrote")
     runs = [read_json(file, Measurement) for file in paths]
     for file, run in zip(paths, runs, strict=True):
-        if not run.repetitions:
+        if run.problem or not run.repetitions:
             raise UsageError("compare.failed", f"{file}: {run.problem or 'nothing was measured'}", "profile it again")
     if len({(run.bundle_sha256, run.name) for run in runs}) > 1:
         raise UsageError("compare.mixed", f"{path} has results of several bundles", "one folder for each bundle")
@@ -141,21 +141,30 @@ def check(a: Sequence[Measurement], b: Sequence[Measurement], *, anyway: bool = 
     if len({run.emulated for run in (*a, *b)}) > 1:
         hint = "no time of an emulated device means anything: profile both on a real one"
         raise UsageError("compare.emulated", "one is emulated, the other is real", hint)
-    one, other = a[0], b[0]
-    if different := _differing(one.protocol, other.protocol):
+    one, *others = (*a, *b)
+    if different := _first(_differing(one.protocol, other.protocol) for other in others):
         hint = "profile both with the same --prompt-tokens, --generated-tokens, --threads"
         raise UsageError("compare.protocol", f"they were measured in different ways: {different}", hint)
     notes = ["Both are emulated: their times mean nothing."] if one.emulated else []
-    known = [name for name in HARDWARE if one.device.get(name) and other.device.get(name)]
-    foreign = [f"{n} {one.device[n]} and {other.device[n]}" for n in known if one.device[n] != other.device[n]]
-    if (foreign or not known) and not anyway:
-        message = (
-            f"different devices: {'; '.join(foreign)}" if foreign else "it isn't known that the devices are the same"
-        )
-        raise UsageError("compare.device", message, "pass --anyway if the devices are what you compare")
-    if foreign or not known:
-        notes.append(f"The devices are not the same: {'; '.join(foreign) or 'one is not told'}.")
-    return notes + _other_differences(one, other)
+    if (foreign := _first(_foreign(one.device, other.device) for other in others)) and not anyway:
+        raise UsageError("compare.device", foreign, "pass --anyway if the devices are what you compare")
+    if foreign:
+        notes.append(f"{foreign[0].upper()}{foreign[1:]}.")
+    return notes + _other_differences(a[0], b[0])
+
+
+def _foreign(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """Why they may be two devices, empty where they are one as far as their fingerprints tell."""
+    known = [name for name in HARDWARE if one.get(name) and other.get(name)]
+    differing = [f"{name} {one[name]} and {other[name]}" for name in known if one[name] != other[name]]
+    if differing:
+        return f"the devices differ: {'; '.join(differing)}"
+    return "" if known else "it isn't known that it was one device"
+
+
+def _first(found: Iterable[str]) -> str:
+    """The first that isn't empty."""
+    return next(filter(None, found), "")
 
 
 def _other_differences(one: Measurement, other: Measurement) -> list[str]:
@@ -273,7 +282,7 @@ def _prefill(run: Measurement) -> list[float]:
     return [tokens / (ns / 1e9) for tokens, ns in timed if tokens and ns]
 
 
-def _first(run: Measurement) -> list[float]:
+def _first_ms(run: Measurement) -> list[float]:
     """Milliseconds until the first token of the first turn, or that a call took."""
     return [turns[0].prefill_ns / 1e6 for turns in _conversations(run) if turns[0].prefill_ns]
 
@@ -290,8 +299,8 @@ ENERGY = "net energy per token"
 METRICS = (
     Metric("decode", "tokens/s", True, "faster", "slower", _decode),
     Metric("prefill", "tokens/s", True, "faster", "slower", _prefill),
-    Metric("time to first token", "ms", False, "faster", "slower", lambda run: _first(run) if decodes(run) else []),
-    Metric("time per call", "ms", False, "faster", "slower", lambda run: [] if decodes(run) else _first(run)),
+    Metric("time to first token", "ms", False, "faster", "slower", lambda run: _first_ms(run) if decodes(run) else []),
+    Metric("time per call", "ms", False, "faster", "slower", lambda run: [] if decodes(run) else _first_ms(run)),
     Metric("load", "ms", False, "faster", "slower", lambda run: [run.load_ns / 1e6] if run.load_ns else []),
     Metric("peak memory", "MB", False, "less", "more", lambda run: [run.peak_bytes / 1e6] if run.peak_bytes else []),
     Metric(ENERGY, "mJ", False, "less", "more", _net_energy),

@@ -43,7 +43,7 @@ def test_what_cant_be_compared_is_said(sides, tmp_path):
     write_json(tmp_path / "other.json", result(device={"cpu": "Another"}))
     assert_fails(edge("compare", a, tmp_path / "emulated.json"), 2, "emulated")
     assert_fails(edge("compare", a, tmp_path / "other.json"), 2, "Another", "--anyway")
-    assert "not the same" in edge("compare", a, tmp_path / "other.json", "--anyway").stdout
+    assert "The devices differ" in edge("compare", a, tmp_path / "other.json", "--anyway").stdout
     assert_fails(edge("compare", a, tmp_path / "none.json"), 1, "none.json")
 
 
