@@ -4,7 +4,7 @@ RECIPE ?= int4-gptq
 BIN := .venv/bin
 export EDGE_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: demo test device-test lint baselines bench-kernels checked-kernels sanitize fuzz clean
+.PHONY: demo test device-test lint baselines melt bench-kernels checked-kernels sanitize fuzz clean
 
 demo: .venv/ready
 	$(BIN)/edge demo $(if $(MODEL),--model $(MODEL)) --recipe $(RECIPE) --output out/demo
@@ -28,6 +28,11 @@ lint: .venv/ready-dev
 # Slow: the figures in profiles/baselines, measured on this machine.
 baselines: .venv/ready
 	$(BIN)/python -m edge.profiles.peers.smollm2 --output profiles/baselines
+
+# Engines beside each other by the profiling protocol, and how far a bundle is from itself: half an hour, nothing else.
+melt: .venv/ready-dev .venv/ready-bench
+	$(BIN)/python -m edge.profiles.peers.melt --output profiles/baselines
+	$(BIN)/python -m edge.profiles.peers.aa out/melt/bundles/int4-onnx --output profiles/baselines
 
 # The kernels beside other libraries, on this machine: some ten minutes, and nothing else should run meanwhile.
 bench-kernels: .venv/ready-bench
