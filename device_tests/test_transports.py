@@ -77,6 +77,15 @@ def test_edge_devices_lists_them_with_what_they_are(bench: Bench, phone: Phone, 
     assert not found["cpu"]["emulated"]
 
 
+def test_edge_devices_says_why_one_cannot_be_used(device):
+    device.disconnect()
+    done = edge("devices", device.name, "--json")
+    device.reconnect()
+    assert done.returncode == 3
+    (found,) = (other for other in json.loads(done.stdout) if other["name"] == device.name)
+    assert "can't reach" in found["problem"]
+
+
 def test_a_file_goes_there_and_back_and_is_not_sent_twice(connection, payload, tmp_path):
     remote = f"{connection.folder}/some folder/it's a file"
     sent: list[int] = []
