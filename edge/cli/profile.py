@@ -63,6 +63,9 @@ def command(
     from edge import api
     from edge.cli._profile_output import show, show_several
 
+    wanted = _mode(mode, sustained=sustained, turns=turns is not None)
+    if wanted == "conversation" and (prompt_tokens or generated_tokens):
+        raise typer.BadParameter("--turns says how many tokens a conversation reads and makes: leave -p and -n away")
     several = api.profile_sweep(
         bundle,
         device=device,
@@ -77,7 +80,7 @@ def command(
         cores=cores or [],
         turns=turns,
         repetitions=repetitions,
-        mode=_mode(mode, sustained=sustained, turns=turns is not None),
+        mode=wanted,
         max_seconds=max_seconds,
         cool_down_s=cool_down,
         start_below_c=start_below,

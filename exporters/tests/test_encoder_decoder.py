@@ -80,6 +80,8 @@ def check_answers(class_name, folder, bundle):
             logits = original(**tensors, decoder_input_ids=torch.tensor([tokens])).logits[0].numpy()
         model.session.encode(source)
         np.testing.assert_allclose(model.session.prefill(tokens, all_logits=True), logits, atol=1e-3)
+        turns = [model.session.prefill(tokens[:1]), model.session.extend(tokens[1:], all_logits=True)]
+        np.testing.assert_allclose(np.concatenate(turns), logits, atol=1e-3)
         steps = [model.session.prefill(tokens[:1]), *map(model.session.decode, tokens[1:])]
         np.testing.assert_allclose(np.concatenate(steps), logits, atol=1e-3)
     model.close()
