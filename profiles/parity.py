@@ -31,6 +31,8 @@ def held(session: Any, bundle: Bundle) -> Parity | None:
     if samples:
         session.encode(samples)
     found = session.prefill(tokens.tolist())
+    if found.shape != logits[-1:].shape or not np.isfinite(found).all():
+        return Parity(float("inf"), limit_of(bundle), False)
     divergence = Divergence()
     divergence.add(logits[-1:], found)
     return Parity(divergence.kl_mean, limit_of(bundle), divergence.top1_agreement == 1)
@@ -60,6 +62,7 @@ def _held_output(session: Any, bundle: Bundle, samples: dict[str, NDArray[Any]])
 
 
 def limit_of(bundle: Bundle) -> float:
+    """The KL divergence in nats that the export gate allowed it; what the gate would allow where it wasn't run."""
     manifest = bundle.manifest
     if manifest.gates is not None and manifest.gates.kl_divergence_limit is not None:
         return manifest.gates.kl_divergence_limit

@@ -156,8 +156,9 @@ def test_a_model_that_says_nothing_finite_is_not_timed(tmp_path):
         def prefill(self, tokens, *, all_logits=False):
             return np.full((1, 20), np.nan, np.float32)
 
-    with taken_up(tmp_path / journal.NAME, "digest") as log, pytest.raises(EdgeError):
+    with taken_up(tmp_path / journal.NAME, "digest") as log, pytest.raises(GateFailed, match="inf"):
         measure(make_bundle(tmp_path / "bundle", samples=samples()), lambda options: Broken(), PLAN, log)
+    assert journal.read(tmp_path / journal.NAME)[-1].top1_equal is False
 
 
 def test_a_conversation_goes_on_with_the_last_token(bundle):
