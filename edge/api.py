@@ -318,8 +318,8 @@ def report(results: Sequence[str | Path], output: str | Path, *, title: str = "e
 
     loaded = load_results([Path(p) for p in results])
     output = Path(output)
-    html.write(loaded.evaluations, loaded.measurements, output, title=title)
-    card.write(loaded.evaluations, loaded.measurements, output.with_suffix(".md"), title=title)
+    for write, path in ((html.write, output), (card.write, output.with_suffix(".md"))):
+        write(loaded.evaluations, loaded.measurements, path, title=title, comparisons=loaded.comparisons)
     return output
 
 

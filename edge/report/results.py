@@ -107,7 +107,7 @@ def _take(results: Results, raw: bytes | msgspec.Raw, path: Path) -> None:
     elif kind.changes is not None:
         found = decode_json(raw, Comparison, path)
         results.comparisons.append(found)
-        results.measurements += [together(side) for side in (found.runs[::2], found.runs[1::2]) if side]
+        results.measurements.extend(together(side) for side in (found.runs[::2], found.runs[1::2]) if side)
     elif kind.perplexity is not None:
         results.evaluations.append(decode_json(raw, Evaluation, path))
     elif kind.relative_error is not None:

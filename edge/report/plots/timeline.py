@@ -14,7 +14,7 @@ from edge.report.plots.base import GREY, Figure, axis, color, layout, safe, thin
 from edge.report.table import megabytes, number
 
 SHOWN = 6
-PANEL, GAP, STRIP, BELOW = 118, 46, 38, 56  # pixels: of a panel, the room for a legend above each, the phases' names
+PANEL, GAP, STRIP, BELOW = 118, 46, 53, 56  # pixels: of a panel, the room for a legend above each, the phases' names
 NARROW, LETTER, ROW = 240, 7, 15  # pixels: of a plot on a phone, of a letter, of a line of text
 SPEED = "tokens/s"
 MOVED_C = 2.0
@@ -85,12 +85,12 @@ def _caption(measurement: Measurement, shown: Sequence[Panel]) -> str:
 
 
 def _phases(measurement: Measurement, end: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Bands through all panels, and in two rows above them the names of those that aren't inside another."""
+    """Bands through all panels, and in three rows above them the names of those that aren't inside another."""
     shapes, names = [], []
     coarse = [phase for phase in measurement.phases if phase.name not in tracks.STEPS]
     outer = [p for p in coarse if not any(_inside(p, other) for other in coarse)]
     letter_s = LETTER / NARROW * end
-    free = [0.0, 0.0]  # where each row of names ends so far
+    free = [0.0, 0.0, 0.0]  # where each row of names ends so far
     for i, phase in enumerate(outer):
         start, stop = phase.start_ns / 1e9, phase.end_ns / 1e9
         shapes.append(_shade(start, stop, f"rgba(128,134,145,{0.16 if i % 2 else 0.07})"))
