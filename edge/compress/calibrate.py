@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from edge.compress.method import Inputs, InputStatistics
 from edge.core.console import info
@@ -65,13 +66,12 @@ class HiddenStates:
     enters the layer, and after `advance_originals` what should leave it.
     """
 
-    def __init__(
-        self, model: nn.Module, spec: DecoderSpec, windows: torch.Tensor, *, keep_originals: bool = False
-    ) -> None:
+    def __init__(self, model: nn.Module, spec: DecoderSpec, windows: torch.Tensor) -> None:
         """`model` has its embeddings, its layers may be on the meta device: they are not run yet."""
         self.states: list[torch.Tensor] = []
         self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         base, layers = model.get_submodule(spec.base_path), model.get_submodule(spec.layers_path)
+        final_norm = model.get_submodule(spec.final_norm.name)
         model.set_submodule(spec.final_norm.name, nn.Identity())
         for layer in layers:
             layer.forward = self._catch
@@ -81,7 +81,8 @@ class HiddenStates:
                 base(input_ids=window[None], use_cache=False)
         for layer in layers:
             del layer.forward
-        self.originals = list(self.states) if keep_originals else None
+        model.set_submodule(spec.final_norm.name, final_norm)
+        self.originals: list[torch.Tensor] | None = None
 
     def _catch(self, states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Stands in for every layer: keeps what enters the first and how each is called (all windows alike)."""
@@ -123,9 +124,17 @@ class HiddenStates:
             handle.remove()
         return statistics.inputs()
 
-    def run(self, index: int, layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
-        """What leaves `layer` for states [windows, tokens, hidden]."""
-        args, kwargs = self._arguments[index]
+    @torch.no_grad()
+    def inputs_of_head(self, final_norm: nn.Module) -> Inputs:
+        """What the head sees, once the states have left the last layer."""
+        statistics = InputStatistics(self.states[0].shape[-1])
+        for state in self.states:
+            statistics.add(final_norm(state))
+        return statistics.inputs()
+
+    def run(self, index: int, layer: Callable[..., Any], states: torch.Tensor) -> torch.Tensor:
+        """What leaves `layer` for states [windows, tokens, hidden], which lie where the layer does."""
+        args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to(states.device), self._arguments[index])
         out = layer(states, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 

@@ -1,7 +1,8 @@
 """Calibrated compression: one decoder layer in memory at a time, hidden states walking from layer to layer.
 
 Within a layer, matrices are compressed in the order in which data meets them, so that each sees inputs that come from
-what is compressed already: q, k, v; then o; then gate and up; then down.
+what is compressed already: q, k, v; then o; then gate and up; then down. The head comes last; so does an embedding that
+is the head as well, if its method is calibrated.
 """
 
 from __future__ import annotations
@@ -37,18 +38,40 @@ class LayerwiseRun:
 
     def run(self, tick: Ticker) -> None:
         first, last = 0, len(self.spec.layers) + 1
-        self.job.plain_unit(first, self.partial)
-        originals = any(hasattr(task.method, "compress_block") for task in self.job.plan.tasks.values())
-        self._load_finished(first)
-        states = HiddenStates(self.model, self.spec, self.windows, keep_originals=originals)
-        for name in self.job.units[first]:
-            self.model.get_submodule(name.rpartition(".")[0]).to("meta")
+        states = self._enter(first)
         tick()
         for index, layer in enumerate(self.spec.layers):
             self._layer(Block(layer, index, self.model, states, self.job.recipe.seed))
             tick()
-        self.job.plain_unit(last, self.partial)
+        inputs = self._inputs_of_head(states) if self._head_is_calibrated else None
+        self.job.plain_unit(first, self.partial, inputs)
+        self.job.plain_unit(last, self.partial, inputs)
         tick()
+
+    def _enter(self, unit: int) -> HiddenStates:
+        """What enters the first layer. From original embeddings where these wait for what they see as a head."""
+        fill(self.model, self.job.checkpoint, self.job.units[unit])
+        states = HiddenStates(self.model, self.spec, self.windows)
+        originals = states.states
+        if not (self.spec.tied and self._head_is_calibrated):
+            self.job.plain_unit(unit, self.partial)
+            self._load_finished(unit)
+            states = HiddenStates(self.model, self.spec, self.windows)
+        if any(hasattr(task.method, "compress_block") for task in self.job.plan.tasks.values()):
+            states.originals = list(originals)
+        for name in self.job.units[unit]:
+            self.model.get_submodule(name.rpartition(".")[0]).to("meta")
+        return states
+
+    @property
+    def _head_is_calibrated(self) -> bool:
+        task = self.job.plan.tasks.get(f"{self.spec.embedding if self.spec.tied else self.spec.head}.weight")
+        return task is not None and task.method.CALIBRATED
+
+    def _inputs_of_head(self, states: HiddenStates) -> Inputs:
+        norm = self.spec.final_norm.name
+        fill(self.model, self.job.checkpoint, [n for n in self.job.checkpoint.names() if n.startswith(f"{norm}.")])
+        return states.inputs_of_head(self.model.get_submodule(norm))
 
     def _layer(self, block: Block) -> None:
         unit, states = block.index + 1, block.states
@@ -60,7 +83,7 @@ class LayerwiseRun:
             self._load_finished(unit)
         else:
             self.partial.write(unit, self._compress(block))
-        if unit < len(self.spec.layers):
+        if unit < len(self.spec.layers) or self._head_is_calibrated:
             states.advance(block.index, block.module)
         block.module.to("meta")
         self.job.checkpoint.release()

@@ -76,7 +76,7 @@ class Method(Protocol):
 
     Options: type[AffineOptions]
     CALIBRATED: bool
-    """Whether it needs to know the matrices' inputs; such a method serves linear layers only."""
+    """Whether it needs to know the matrices' inputs; such a method can't serve an embedding that isn't the head too."""
 
     def compress(self, name: str, weight: torch.Tensor, options: Any, inputs: Inputs | None) -> CompressedTensor:
         """Compress a float32 matrix [out_features, in_features]. Deterministic; `weight` is left as it is."""
@@ -122,33 +122,36 @@ def load_method(name: str) -> Method:
     return cast(Method, METHODS.load(name))
 
 
-def plan(recipe: Recipe, tensors: list[tuple[str, ModuleKind]]) -> Plan:
-    """What is done to every tensor. Raises `UsageError` for a wrong option or a tensor the method can't serve."""
+def plan(recipe: Recipe, tensors: list[tuple[str, ModuleKind]], *, tied: bool = False) -> Plan:
+    """What is done to every tensor. Raises `UsageError` for a wrong option or a tensor the method can't serve.
+
+    tied: the embedding is the head as well.
+    """
     methods = [load_method(step.method) for step in recipe.steps]
     takes = [index for index, method in enumerate(methods) if hasattr(method, "compress")]
     if not takes:
         hint = "add a step with a method that compresses, such as rtn"
         raise UsageError("recipe.prepares_only", f"{recipe.name} prepares the model and compresses nothing", hint)
-    tasks = _tasks(recipe, tensors, takes)
+    tasks = _tasks(recipe, tensors, takes, tied)
     preparations = []
     for index, method in enumerate(methods):
         if index not in takes:
             linears = [(name, kind) for name, kind in tensors if kind == "linear"]
-            preparations.append(_tasks(recipe, linears, [index]))
+            preparations.append(_tasks(recipe, linears, [index], tied))
         elif hasattr(method, "prepare"):
             preparations.append({name: task for name, task in tasks.items() if task.resolved.step == index})
     return Plan(tasks, tuple(preparations))
 
 
-def _tasks(recipe: Recipe, tensors: list[tuple[str, ModuleKind]], steps: list[int]) -> Tasks:
+def _tasks(recipe: Recipe, tensors: list[tuple[str, ModuleKind]], steps: list[int], tied: bool) -> Tasks:
     tasks = {}
     for name, resolved in recipe.resolve(tensors, steps).items():
         method = load_method(resolved.method)
         origin = f"{recipe.name}: {resolved.method} for {name}"
         options = check_options(resolved.options, method.Options, origin)
-        if method.CALIBRATED and resolved.module != "linear":
-            message = f"{origin}: {resolved.method} needs the inputs of a matrix, an {resolved.module} has none"
-            hint = f'exclude it, {{module = "{resolved.module}", exclude = true}}, and add an rtn step for it'
+        if method.CALIBRATED and resolved.module == "embedding" and not tied:
+            message = f"{origin}: {resolved.method} needs the inputs of a matrix, an embedding has none"
+            hint = 'exclude it, {module = "embedding", exclude = true}, and add an rtn step for it'
             raise UsageError("recipe.module", message, hint)
         if isinstance(options, AffineOptions):
             _ = options.encoding  # raises for bits or a group that can't be stored

@@ -18,7 +18,7 @@ import torch
 from edge import __version__
 from edge.compress.calibrate import CalibrationText, read_text, token_windows
 from edge.compress.layerwise import LayerwiseRun
-from edge.compress.method import Plan, plan
+from edge.compress.method import Inputs, Plan, plan
 from edge.compress.partial import PartialModel, Tensors, job_key
 from edge.core.console import Ticker, progress
 from edge.core.errors import EdgeError
@@ -48,7 +48,7 @@ def compress(
     checkpoint = open_checkpoint(source)
     if checkpoint.compressed:
         raise EdgeError("compress.twice", f"{source} is compressed already", "start from the original checkpoint")
-    planned = plan(recipe, checkpoint.spec.matrices())
+    planned = plan(recipe, checkpoint.spec.matrices(), tied=bool(checkpoint.spec.tied_copies))
     if planned.calibrated and checkpoint.spec.task != "decoder":
         message = (
             f"{recipe.name} needs calibration, which walks through decoders only: this is {checkpoint.spec.model_type}"
@@ -94,15 +94,15 @@ class Job:
             self.plain_unit(unit, partial)
             tick()
 
-    def plain_unit(self, unit: int, partial: PartialModel) -> None:
-        """Write a unit whose methods need no calibration, unless it is there."""
+    def plain_unit(self, unit: int, partial: PartialModel, inputs: Inputs | None = None) -> None:
+        """Write a unit that is no decoder layer, unless it is there. inputs: what its matrix sees in calibration."""
         if partial.finished(unit):
             return
         tensors: Tensors = {}
         for name in self.units[unit]:
             if name in self.plan.tasks:
                 weight = torch.from_numpy(self.checkpoint.matrix(name).dequantize())
-                tensors |= to_stored(self.plan.tasks[name].run(name, weight, None))
+                tensors |= to_stored(self.plan.tasks[name].run(name, weight, inputs))
             else:
                 tensors[name] = self.checkpoint.tensor(name)
         partial.write(unit, tensors)

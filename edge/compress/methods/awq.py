@@ -13,6 +13,7 @@ from X^T X, which equals running the samples. Unlike the authors' code, q and k 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 
@@ -20,6 +21,7 @@ from edge.compress.block import Block
 from edge.compress.fold import Fold, folds
 from edge.compress.grid import FittedGrid, fit_grid, grouped, levels_of, range_grid, stored_scale
 from edge.compress.method import AffineOptions, Inputs
+from edge.compress.methods import gptq
 from edge.core.errors import UsageError
 from edge.core.weight import Affine, CompressedTensor
 
@@ -28,12 +30,13 @@ CALIBRATED = True
 
 class Options(AffineOptions, frozen=True, forbid_unknown_fields=True):
     """steps: values of alpha that are tried. clip_steps, clip_to: clippings that are tried, down to this share of the
-    range. The defaults are the authors'.
+    range. The defaults are the authors'. rounding: `nearest` with these clippings, or by `gptq` with its defaults.
     """
 
     steps: int = 20
     clip_steps: int = 10
     clip_to: float = 0.5
+    rounding: Literal["nearest", "gptq"] = "nearest"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.clip_steps < 0 or not 0 < self.clip_to <= 1:
@@ -83,6 +86,8 @@ def compress(name: str, weight: torch.Tensor, options: Options, inputs: Inputs |
     """
     if inputs is None:
         raise UsageError("awq.inputs", f"{name}: awq needs calibration inputs", "give a calibration text")
+    if options.rounding == "gptq":
+        return gptq.compress(name, weight, gptq.Options(options.bits, options.group_size, options.grid), inputs)
     plain = fit_grid(weight, options.encoding, search=False)
     clipped = _clipped(weight, plain, options, inputs.hessian)
     errors = [output_errors(g.dequantize(g.encode(weight)) - weight, inputs.hessian) for g in (plain, clipped)]

@@ -25,6 +25,7 @@ from edge.core.errors import EdgeError, UsageError
 from edge.core.weight import CompressedTensor
 
 CALIBRATED = True
+ROWS_AT_ONCE = 8192  # bounds the memory for a head of 150,000 rows: rows don't depend on each other
 
 
 class Options(AffineOptions, frozen=True, forbid_unknown_fields=True):
@@ -56,7 +57,11 @@ def compress(name: str, weight: torch.Tensor, options: Options, inputs: Inputs |
     order, factor = _visiting_order(inputs, options.act_order, options.damping)
     if options.static_groups:
         grid = fit_grid(weight, options.encoding, search=options.search, importance=importance)
-        codes = _round_in_order(weight, grid, order, factor, options.block)
+        codes = torch.empty(weight.shape, dtype=torch.uint8)
+        for start in range(0, len(weight), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            part = FittedGrid(grid.encoding, grid.scales[rows], grid.zeros[rows])
+            codes[rows] = _round_in_order(weight[rows], part, order, factor, options.block)
     else:
         grid, codes = _round_group_by_group(weight, options, importance, factor)
     return grid.tensor(name, codes)
@@ -75,7 +80,7 @@ def _visiting_order(inputs: Inputs, act_order: bool, damping: float) -> tuple[to
     order = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(len(diagonal))
     hessian = hessian[order][:, order]
     mean = hessian.diagonal().mean()
-    for more in (1, 10, 100):
+    for more in (1, 10, 100, 1e3, 1e4, 1e5, 1e6):
         damped = hessian + torch.eye(len(order)) * (mean * min(damping * more, 1.0))
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:

@@ -6,7 +6,7 @@ import torch
 
 from edge.compress.grid import fit_grid
 from edge.compress.method import InputStatistics, load_method
-from edge.compress.methods import gptq, hqq, rtn
+from edge.compress.methods import autoround, gptq, hqq, rtn
 from edge.core.errors import EdgeError, UsageError
 from edge.core.plugins import METHODS
 from edge.core.recipe import check_options
@@ -230,6 +230,38 @@ def test_hqq_lets_few_weights_be_wrong():
             for method in (hqq, rtn)
         ]
         assert errors[0].sum() < 0.97 * errors[1].sum()
+
+
+@pytest.mark.parametrize("grid", ["symmetric", "zero_point", "half_integer"])
+def test_gradients_of_autoround_are_those_of_its_formula(grid):
+    """Straight through every rounding, by finite differences of the formula with no rounding inside the range."""
+    weight, _ = problem(rows=4, columns=64)
+    rounding = autoround._Rounding(weight, autoround.Options(bits=3, group_size=32, grid=grid))
+    with torch.no_grad():
+        rounding.alpha *= 0.6
+        rounding.beta *= 0.7
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(6))
+    (rounding.dequantized() * direction).sum().backward()
+    scale, zero = rounding.grid()
+    levels = weight.view(4, 2, 32) / scale[..., None] + zero[..., None]
+    inside = (levels.round() >= 0) & (levels.round() <= 7)
+    assert inside.float().mean() < 1
+    expected = direction.view(4, 2, 32) * scale[..., None] * inside
+    torch.testing.assert_close(rounding.offsets.grad, expected)
+    assert rounding.alpha.grad.abs().min() > 0
+
+
+def test_autoround_finds_better_roundings_than_the_nearest():
+    weight, inputs = problem()
+    nearest = rtn.compress("m", weight, rtn.Options(bits=3))
+    tensor = autoround.compress("m", weight, autoround.Options(bits=3), inputs)
+    assert output_error(tensor, weight, inputs) < 0.9 * output_error(nearest, weight, inputs)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch": 0}, {"learning_rate": 2.0}, {"arithmetic": "int8"}])
+def test_autoround_refuses_options_out_of_range(wrong):
+    with pytest.raises(UsageError):
+        options_of("autoround", wrong)
 
 
 @pytest.mark.parametrize("wrong", [{"p": 0.0}, {"p": 1.5}, {"beta": 0.0}, {"growth": 0.5}, {"iterations": 0}])

@@ -40,6 +40,9 @@ rules = [
 method = "rtn"
 options = {bits = 4, group_size = 32}
 """
+EVERYTHING = GPTQ.replace('{module = "embedding", exclude = true},', "").replace(
+    '{module = "head", exclude = true},', ""
+)
 TEXT = "".join(f"Line {i}: the quick brown fox jumps over {i * i} lazy dogs.\n" for i in range(40))
 
 
@@ -78,6 +81,19 @@ def test_every_family_compresses_with_calibration(family, tmp_path, text):
     assert (original - compressed).abs().mean() < 0.3 * original.std()  # 8 bits with a 4-bit embedding
     checkpoint = open_checkpoint(folder)
     assert checkpoint.compressed and set(checkpoint.encodings) == {name for name, _ in checkpoint.spec.matrices()}
+
+
+@pytest.mark.parametrize("family", ["llama-rope", "gpt2", "phi3", "gemma2"])
+@pytest.mark.parametrize("method", ["awq", "autoround"])
+def test_methods_that_work_on_layers_serve_every_kind_of_layer(method, family, tmp_path, text):
+    source = tiny_model(family, tmp_path / "model")
+    steps = "steps = 20, batch = 2, " if method == "autoround" else ""
+    toml = GPTQ.replace('"gptq"', f'"{method}"').replace("bits = 3", f"{steps}bits = 4")
+    errors, original = [], logits(source)
+    for index, chosen in enumerate((toml, GPTQ.replace('"gptq"', '"rtn"').replace("bits = 3", "bits = 4"))):
+        folder = compress(source, recipe(chosen), tmp_path / f"out{index}", calibration_text=text)
+        errors.append((logits(folder) - original).square().mean())
+    assert errors[0] < errors[1]
 
 
 @pytest.mark.parametrize("name", presets())
@@ -124,12 +140,55 @@ def test_gptq_is_nearer_to_the_original_than_rtn(model, tmp_path, text):
     assert (logits(calibrated) - original).square().mean() < (logits(nearest) - original).square().mean()
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_calibrated_head_is_nearer_to_the_original(tied, tmp_path, text):
+    """By the logits that it makes of the original's states; all else is at 8 bits."""
+    source = open_checkpoint(tiny_model("llama", tmp_path / "model", tie_word_embeddings=tied))
+    kind, name = ("embedding", source.spec.embedding) if tied else ("head", source.spec.head)
+    at_8_bits = GPTQ.replace("bits = 3", "bits = 8").replace("bits = 4", "bits = 8")
+    rounded = f'{at_8_bits}rules = [{{module = "{kind}", options = {{bits = 3}}}}]'
+    calibrated = at_8_bits.replace(f'"{kind}", exclude = true', f'"{kind}", options = {{bits = 3}}')
+    ids = torch.tensor([tokenizer_of(source.source)(TEXT[:100])["input_ids"]])
+    states = build_model(source).model(ids).last_hidden_state[0].numpy()
+    errors = []
+    for index, toml in enumerate((rounded, calibrated)):
+        folder = compress(source.source, recipe(toml), tmp_path / f"out{index}", calibration_text=text)
+        compressed = open_checkpoint(folder)
+        assert set(compressed.encodings) == {matrix for matrix, _ in source.spec.matrices()}
+        weights = [c.matrix(f"{name}.weight").dequantize() for c in (compressed, source)]
+        errors.append(np.square(states @ (weights[0] - weights[1]).T).mean())
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_matrices_of_a_layer_that_do_not_see_each_other(model, tmp_path, text):
+    """Without true_sequential, o sees what q, k and v of the original make; q sees the same either way."""
+    apart = GPTQ.replace("group_size = 32}\nrules", "group_size = 32, true_sequential = false}\nrules")
+    folders = [
+        compress(model, recipe(toml), tmp_path / str(i), calibration_text=text) for i, toml in enumerate((GPTQ, apart))
+    ]
+    first, second = (open_checkpoint(folder) for folder in folders)
+    names = [f"model.layers.0.self_attn.{part}_proj.weight" for part in "qo"]
+    same = [np.array_equal(first.matrix(name).parts["codes"], second.matrix(name).parts["codes"]) for name in names]
+    assert same == [True, False]
+
+
 class Killed(BaseException):
     """Stands for whatever ends the process."""
 
 
-def test_interrupted_run_resumes_at_its_layer(model, tmp_path, text, monkeypatch):
-    whole = compress(model, recipe(), tmp_path / "whole", calibration_text=text)
+LAYERWISE = {
+    "gptq": GPTQ,
+    "gptq-head": EVERYTHING,
+    "awq": GPTQ.replace('"gptq"', '"awq"'),
+    "autoround": GPTQ.replace('"gptq"', '"autoround"').replace("bits = 3,", "bits = 3, steps = 5, batch = 2,"),
+    "smoothquant": GPTQ.replace("[[steps]]", '[[steps]]\nmethod = "smoothquant"\n[[steps]]', 1),
+}
+
+
+@pytest.mark.parametrize("method", LAYERWISE)
+def test_interrupted_run_resumes_at_its_layer(method, model, tmp_path, text, monkeypatch):
+    toml = LAYERWISE[method]
+    whole = compress(model, recipe(toml), tmp_path / "whole", calibration_text=text)
     compressed = []
     real = layerwise.LayerwiseRun._compress
 
@@ -141,7 +200,7 @@ def test_interrupted_run_resumes_at_its_layer(model, tmp_path, text, monkeypatch
 
     monkeypatch.setattr(layerwise.LayerwiseRun, "_compress", until_third)
     with pytest.raises(Killed):
-        compress(model, recipe(), tmp_path / "out", calibration_text=text)
+        compress(model, recipe(toml), tmp_path / "out", calibration_text=text)
     assert not (tmp_path / "out").exists() and (tmp_path / ".out.partial").is_dir()
 
     def note(self, block):
@@ -149,7 +208,7 @@ def test_interrupted_run_resumes_at_its_layer(model, tmp_path, text, monkeypatch
         return real(self, block)
 
     monkeypatch.setattr(layerwise.LayerwiseRun, "_compress", note)
-    folder = compress(model, recipe(), tmp_path / "out", calibration_text=text)
+    folder = compress(model, recipe(toml), tmp_path / "out", calibration_text=text)
     assert compressed == [0, 1, 2, 3]
     assert digests(folder) == digests(whole)
     assert not (tmp_path / ".out.partial").exists()
@@ -222,8 +281,8 @@ def test_requests_that_cannot_be_met(model, tmp_path, text):
     refused("encoding.bits", model, recipe(GPTQ.replace("bits = 3", "bits = 1")), out)
     refused("encoding.group", model, recipe(GPTQ.replace("group_size = 32", "group_size = 48")), out)
     refused("recipe.option", model, recipe(GPTQ.replace("bits = 3", "bitz = 3")), out)
-    everything = GPTQ.replace('{module = "embedding", exclude = true},', "")
-    assert "embedding" in refused("recipe.module", model, recipe(everything), out).hint
+    untied = tiny_model("llama-rope", tmp_path / "untied")
+    assert "embedding" in refused("recipe.module", untied, recipe(EVERYTHING), out).hint
 
 
 def test_existing_output_and_compressed_input(model, tmp_path):
