@@ -20,9 +20,9 @@ from edge.models.hf_quantizer import install_hook
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from edge.api import compress, evaluate, export, load, profile, report
+    from edge.api import compare, compress, evaluate, export, load, profile, profile_sweep, report
 
-__all__ = ["compress", "evaluate", "export", "load", "profile", "report"]
+__all__ = ["compare", "compress", "evaluate", "export", "load", "profile", "profile_sweep", "report"]
 
 
 def __getattr__(name: str) -> Any:
