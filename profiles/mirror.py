@@ -34,7 +34,7 @@ PATTERNS = (
     *(f"{SUPPLY}/{what}_now" for what in ("current", "voltage", "power", "charge", "energy")),
     *(f"sys/class/powercap/intel-rapl*/{what}" for what in ("name", "energy_uj", "max_energy_range_uj")),
     *(f"{I2C}/hwmon/hwmon*/{what}" for what in ("in[1-7]_label", "in[1-7]_input", "curr[1-3]_input")),
-    *(f"{I2C}/hwmon/hwmon*/{what}" for what in ("shunt[1-3]_resistor", "update_interval")),
+    *(f"{I2C}/hwmon/hwmon*/{what}" for what in ("name", "power1_input", "shunt[1-3]_resistor", "update_interval")),
     *(
         f"{chip}/iio:device*/{what}"
         for chip in (I2C, "sys/bus/iio/devices")

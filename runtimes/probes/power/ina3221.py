@@ -1,8 +1,9 @@
 """Texas Instruments INA3221 power monitors of Jetson boards: hwmon (JetPack 5 and newer) and iio (JetPack 4).
 
-Thor's input rail has an INA238, which hwmon shows in the same place. Errors from the data sheet: bus voltage
-in steps of 8 mV, shunt voltage in steps of 40 µV with ±80 µV of offset; gains 0.25 % each, and an assumed 1 % for the
-shunt resistor. A part of the offset that stays is cancelled by the idle baseline.
+Errors from the data sheet: bus voltage in steps of 8 mV, shunt voltage in steps of 40 µV with ±80 µV of offset; gains
+0.25 % each, and an assumed 1 % for the shunt resistor. A part of the offset that stays is cancelled by the idle
+baseline. Thor's input rail VIN has an INA238 of its own in the same place, without a label: in1 is its bus voltage (in0
+its shunt's) and power1 its power in µW; 5 µV of offset and steps of 5 µV at the shunt.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ CHANNELS = (1, 2, 3)
 GAIN = 0.015
 VOLTAGE_STEP_MV = 8.0
 SHUNT_STEP_UV, SHUNT_OFFSET_UV = 40.0, 80.0
+INA238_STEP_UV = 5.0
 USUAL_SHUNT_UOHM = 5000
 CONVERSION_MS = 10
 NOTE = "INA3221 data sheet, and ±1 % assumed for the shunt resistors"
@@ -31,7 +33,7 @@ def open_source(root: Path = ROOT, sum_of: Iterable[str] = ()) -> Source:
     chips = sorted((root / DEVICES).glob("*/hwmon/hwmon*"))
     legacy = sorted((root / DEVICES).glob("*/iio:device*")) + sorted((root / "sys/bus/iio/devices").glob("iio:device*"))
     try:
-        found = {c.name: c for chip in chips for c in _hwmon(chip)}
+        found = {c.name: c for chip in chips for c in (*_hwmon(chip), *_ina238(chip))}
         if not found:
             found = {c.name: c for chip in legacy for c in _iio(chip)}
     except PermissionError as error:
@@ -50,6 +52,14 @@ def _hwmon(chip: Path) -> Iterable[Channel]:
             shunt = _number(chip / f"shunt{n}_resistor", USUAL_SHUNT_UOHM)
             delay = _number(chip / "update_interval", CONVERSION_MS) or CONVERSION_MS
             yield _channel(name, [volts, current], float(volts.read_text()), shunt, delay)
+
+
+def _ina238(chip: Path) -> Iterable[Channel]:
+    volts, power = chip / "in1_input", chip / "power1_input"
+    if (name := chip / "name").exists() and name.read_text().strip() == "ina238" and power.exists():
+        yield _channel(
+            "VIN", [power], float(volts.read_text()), USUAL_SHUNT_UOHM, CONVERSION_MS, step_uv=INA238_STEP_UV
+        )
 
 
 def _iio(chip: Path) -> Iterable[Channel]:
@@ -73,11 +83,13 @@ def _channel(
     shunt_uohm: float,
     delay_ms: float,
     value: Callable[[Sequence[Any]], Any] = math.prod,  # mV · mA = µW
+    step_uv: float = SHUNT_STEP_UV,
 ) -> Channel:
-    step_ma = 1000 * SHUNT_STEP_UV / shunt_uohm
+    step_ma = 1000 * step_uv / shunt_uohm
+    offset_uv = SHUNT_OFFSET_UV if step_uv == SHUNT_STEP_UV else step_uv
     accuracy = Accuracy(
         gain=GAIN,
-        offset_uw=bus_mv * 1000 * SHUNT_OFFSET_UV / shunt_uohm,
+        offset_uw=bus_mv * 1000 * offset_uv / shunt_uohm,
         resolution=bus_mv * step_ma,
         delay_ns=round(1e6 * delay_ms),
         note=NOTE,

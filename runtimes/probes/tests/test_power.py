@@ -57,6 +57,14 @@ def test_tegrastats_gives_the_instantaneous_power_and_the_whole(line, power_mw, 
     assert found == power_mw and total_rails(found) == total
 
 
+def test_tegrastats_with_and_without_a_date_and_with_cores_that_are_off():
+    cores = "CPU [3%@729,off,off,0%@729] "
+    for line in (NANO, XAVIER, AGX_ORIN, ORIN_NANO, JETPACK_7, THOR):
+        undated = line.removeprefix("01-03-2023 16:07:54 ")
+        assert tegrastats.parse(cores + undated).power_mw == tegrastats.parse(line).power_mw
+        assert tegrastats.parse("01-03-2023 16:07:54 " + cores + undated).power_mw == tegrastats.parse(line).power_mw
+
+
 def test_tegrastats_engines_and_temperatures():
     assert tegrastats.parse(XAVIER).temperature_c == {"GPU": 28.0}
     assert tegrastats.parse(AGX_ORIN).temperature_c == {}  # -256 means none
@@ -96,6 +104,15 @@ def hwmon(number, *rails):
     return files
 
 
+def iio(*rails):
+    chip = "sys/bus/i2c/devices/6-0040/iio:device0"
+    files = {}
+    for n, (name, mv, ma) in enumerate(rails):
+        files |= {f"{chip}/rail_name_{n}": name, f"{chip}/in_voltage{n}_input": mv, f"{chip}/in_current{n}_input": ma}
+        files[f"{chip}/in_power{n}_input"] = mv * ma // 1000
+    return files
+
+
 def test_ina3221_of_two_chips_without_an_input_rail(tmp_path):
     """A simulated AGX Orin: the sum is the board's own; DDR is behind the 5 V rail."""
     first = hwmon(0, ("VDD_GPU_SOC", 19800, 120), ("VDD_CPU_CV", 19800, 40), ("VIN_SYS_5V0", 5000, 700))
@@ -121,14 +138,53 @@ def test_ina3221_takes_the_input_rail_and_the_shunt_as_they_are(tmp_path):
 
 def test_jetpack_4_names_its_rails_in_iio(tmp_path):
     chip = "sys/bus/i2c/devices/6-0040/iio:device0"
-    files = {f"{chip}/rail_name_{n}": name for n, name in enumerate(("POM_5V_IN", "POM_5V_GPU", "POM_5V_CPU"))}
-    for n, (mv, ma) in enumerate(((5080, 400), (5080, 10), (5080, 90))):
-        files |= {f"{chip}/in_voltage{n}_input": mv, f"{chip}/in_current{n}_input": ma}
-        files[f"{chip}/in_power{n}_input"] = mv * ma // 1000
+    files = iio(("POM_5V_IN", 5080, 400), ("POM_5V_GPU", 5080, 10), ("POM_5V_CPU", 5080, 90))
     source = ina3221.open_source(write(tmp_path, files))
     assert source.total == ("POM_5V_IN",) and source.channels[0].read() == 5080 * 400
     (tmp_path / chip / "in_current0_input").unlink()
     assert ina3221.open_source(tmp_path).channels[0].read() == 2032 * 1000
+
+
+def ina238(millivolts, milliamps):
+    chip = "sys/bus/i2c/devices/2-0044/hwmon/hwmon9"
+    readings = {"in0_input": 7, "in1_input": millivolts, "curr1_input": milliamps}
+    readings |= {"name": "ina238", "power1_input": millivolts * milliamps}
+    return {f"{chip}/{name}": value for name, value in readings.items()}
+
+
+def test_thors_input_rail_has_no_label(tmp_path):
+    """A simulated AGX Thor: VIN is the whole, the three rails of the INA3221 are behind it."""
+    rails = (("VDD_GPU", 20000, 300), ("VDD_CPU_SOC_MSS", 20000, 400), ("VIN_SYS_5V0", 5000, 900))
+    source = ina3221.open_source(write(tmp_path, hwmon(0, *rails) | ina238(20000, 1150)))
+    assert source.total == ("VIN",) and len(source.channels) == 4
+    assert source.channels[-1].read() == 23_000_000
+
+
+BOARDS = {
+    "Orin Nano": hwmon(0, ("VDD_IN", 5000, 900), ("VDD_CPU_GPU_CV", 5000, 300), ("VDD_SOC", 5000, 200)),
+    "AGX Orin": hwmon(0, ("VDD_GPU_SOC", 19800, 120), ("VDD_CPU_CV", 19800, 40), ("VIN_SYS_5V0", 5000, 700)),
+    "AGX Xavier": hwmon(0, ("GPU", 19000, 60), ("CPU", 19000, 20), ("SOC", 19000, 130))
+    | hwmon(1, ("CV", 19000, 0), ("VDDRQ", 19000, 10), ("SYS5V", 5000, 540)),
+    "Thor": hwmon(0, ("VDD_GPU", 20000, 300), ("NC", 20000, 9), ("VIN_SYS_5V0", 5000, 900)) | ina238(20000, 1150),
+    "Nano on JetPack 4": iio(("POM_5V_IN", 5080, 400), ("POM_5V_GPU", 5080, 10), ("POM_5V_CPU", 5080, 90)),
+}
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_rails_are_those_that_jetson_stats_finds(tmp_path, board):
+    """An independent reader of the same simulated trees: every rail, its power in whole mW, and the sum."""
+    jtop = pytest.importorskip("jtop.core.power", reason="needs jetson-stats, for tests only")
+    devices = write(tmp_path, BOARDS[board]) / "sys/bus/i2c/devices"
+    for device in devices.iterdir():
+        (device / "name").write_text("ina238" if list(device.glob("hwmon/*/power1_input")) else "ina3221x")
+    found = jtop.find_all_i2c_power_monitor(str(devices))
+    readings = {name: jtop.read_power_status(data) for name, data in found.items()}
+    theirs = {name: one.get("power", one["volt"] * one["curr"] // 1000) for name, one in readings.items()}
+    source = ina3221.open_source(tmp_path)
+    ours = {channel.name: channel.read() / 1000 for channel in source.channels}
+    assert theirs == pytest.approx(ours, abs=1)
+    whole, _ = jtop.total_power({name: {"power": mw, "avg": 0} for name, mw in theirs.items()})
+    assert whole["power"] == pytest.approx(sum(ours[name] for name in source.total), abs=len(ours))
 
 
 def test_ina3221_that_is_not_there(tmp_path):
