@@ -57,7 +57,7 @@ def deploy(connection: Connection, bundle: Bundle, library: Path | None = None) 
     from edge.runtimes._onnxruntime_library import library_for
 
     tools = build(connection.device.platform, _installed(connection.device))
-    library = library or library_for(connection.device.platform)
+    library = library_for(connection.device.platform, library)
     files = {"runner": tools.runner, "sampler": tools.sampler, KERNELS: tools.kernels, ENGINE: library}
     tool_folder = f"{connection.folder}/tools/{_digest(files.values())}"
     model_folder = f"{connection.folder}/bundles/{bundle.hash[:16]}"

@@ -36,7 +36,8 @@ bool run(const Plan& plan, Model& model, Journal& journal, Done& done, Failure& 
 // What can still be told of an end is told: in the journal, where that is open and has room, and on stderr.
 int finish(Journal* journal, const Failure& how) {
   Failure untold;
-  if (journal && !journal->end(how, untold)) say(untold.message);
+  const bool told = !journal || journal->end(how, untold);
+  if (!told && strcmp(untold.message, how.message) != 0) say(untold.message);
   if (*how.message) say(how.message);
   return exit_code(how.code);
 }
