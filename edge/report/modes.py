@@ -116,9 +116,9 @@ def _turns(row: Row, measurement: Measurement) -> Table:
         read = summarize([r.prompt_tokens / (r.prefill_ns / 1e9) for r in turn])
         made = summarize([statistics.decode_rate(r) for r in turn if r.decode_ns])
         reads, makes = turn[0].prompt_tokens, len(turn[0].decode_ns) + 1
-        cells = [Cell(str(reads), f"on {context} before"), Cell(str(makes))]
+        cells = [Cell(str(reads), f"after {context}"), Cell(str(makes))]
         cells += [Cell(number(s.median), f"{number(s.p10)}–{number(s.p90)}") for s in (first, read, made)]
         lines.append((Cell(f"Turn {i + 1}"), cells))
-        context += reads + makes
+        context += reads + makes - 1  # the last one made is read with the next prompt, if at all
     columns = ["Reads, tokens", "Makes, tokens", "First token, ms", "Prefill, tokens/s", "Decode, tokens/s"]
     return Table(columns, lines, f"Conversation: {row.label}", "Medians; under them the 10th to the 90th percentile.")

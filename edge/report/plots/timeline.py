@@ -63,12 +63,12 @@ def _figure(position: int, label: str, measurement: Measurement, shown: Sequence
         # a fixed margin: one time lies on one vertical line in all panels
         own = axis(panel.title) | {"domain": [max(bottom, 0.0), top], "automargin": False, "rangemode": "tozero"}
         plot[f"yaxis{number_}"] = own | ({"range": list(panel.span)} if panel.span else {})
-        legend = {"orientation": "h", "x": 0, "y": top, "yanchor": "bottom", "entrywidthmode": "fraction"}
-        plot[f"legend{number_}"] = legend | {"traceorder": "normal"}
+        legend = {"orientation": "h", "x": 0, "y": top, "yanchor": "bottom", "traceorder": "normal"}
+        plot[f"legend{number_}"] = legend
         data += [
             {**trace, "xaxis": "x", "yaxis": f"y{number_}", "legend": f"legend{number_}"} for trace in panel.traces
         ]
-    plot["showlegend"] = True
+    plot |= {"showlegend": True, "meta": {"timeline": True}}
     end = tracks.end_s(measurement)
     plot["xaxis"] |= {"anchor": f"y{len(shown)}" if len(shown) > 1 else "y", "range": [0, end]}
     plot["shapes"], plot["annotations"] = _phases(measurement, end)

@@ -44,12 +44,13 @@ def open_in_browser(page, profile):
 def test_the_page_draws_its_plots_and_loads_nothing(tmp_path):
     evaluations = [evaluation(), evaluation(subject="b2", recipe=ATTACK, perplexity=4e5)]
     measurements = [measurement(), measurement(9.0, 1, bundle="b2", name=ATTACK, kernels="builtin")]
+    measurements += [synthetic.phone(bundle="b3"), synthetic.sustained(), synthetic.conversation(), *synthetic.sweep()]
     page = html.write(evaluations, measurements, tmp_path / "new" / "report.html", title=ATTACK)
     dom, console, urls = open_in_browser(page, tmp_path / "profile")
     assert console == []
     drawn = re.findall(r'<div class="plot js-plotly-plot" id="([^"]+)"', dom)
     names = [figure.name for section in plots.sections(join(evaluations, measurements)) for figure in section.figures]
-    assert drawn == names and len(names) == 8
+    assert drawn == names and len(names) == len(set(names)) == 23
     assert dom.count("main-svg") >= len(names)
     assert not [url for url in urls if page.name in url and not url.startswith("file:")]
     assert not [url for url in urls if "plotly" in url or "cdn" in url or "font" in url]

@@ -199,7 +199,7 @@ def test_conversations_are_told_turn_by_turn():
     (talk,) = modes.turn_tables(join([], [run]))
     assert [head.value for head, _ in talk.rows] == ["Turn 1", "Turn 2", "Turn 3"]
     told = cells(talk)
-    assert told["Turn 3", "Reads, tokens"] == ("32", "on 224 before") and told["Turn 1", "Makes, tokens"][0] == "64"
+    assert told["Turn 3", "Reads, tokens"] == ("32", "after 222") and told["Turn 1", "Makes, tokens"][0] == "64"
     speeds = [float(told[f"Turn {n}", "Decode, tokens/s"][0]) for n in (1, 2, 3)]
     assert speeds == sorted(speeds, reverse=True) and speeds[0] == pytest.approx(1000 / 12, rel=0.03)
     section = next(s for s in plots.sections(join([], [run])) if s.title == "Conversation")
