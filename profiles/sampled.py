@@ -154,7 +154,10 @@ def from_samples(segments: Sequence[Segment], source: Source, boot: str = "") ->
 
     def power(windows: Sequence[Window]) -> tuple[Series, str]:
         wanted = boot or (segments[-1].boot if segments else "")
-        return series([s for s in segments if s.boot == wanted], source), source.describe()
+        mine = [s for s in segments if s.boot == wanted]
+        slept_s = sum(ns for s in mine for _, ns in s.suspended) / 1e9
+        note = f"; the device slept for {slept_s:.0f} s meanwhile" if slept_s else ""
+        return series(mine, source), source.describe() + note
 
     return power
 

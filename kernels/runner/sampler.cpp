@@ -395,6 +395,5 @@ int main(int count, char** arguments) {
   begin_output(interval);
   start(arguments + at + 1);
   handle_signals();
-  const int code = watch(interval);
-  _exit(code);
+  _exit(watch(interval));
 }

@@ -14,16 +14,12 @@ import pytest
 
 import edge.kernels
 from edge.core.errors import EdgeError
-from edge.core.transport import Completed
 from edge.profiles import gauge, sampled, telemetry
-from edge.profiles.energy_meter import find_source
 from edge.profiles.journal import Attempt, Begin, Repeated, Span
-from edge.profiles.mirror import denied, mirror, parse
+from edge.profiles.mirror import mirror
 from edge.profiles.plan import Plan
 from edge.profiles.telemetry import Column
-from edge.runtimes.probes.clock import frequencies_khz
 from edge.runtimes.probes.power.series import PowerUnavailableError
-from edge.runtimes.probes.thermal import zones
 from edge.runtimes.transports.local import LocalConnection
 
 MS, SECOND = 10**6, 10**9
@@ -56,81 +52,6 @@ def write(root, files):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{value}\n")
     return root
-
-
-class Shell:
-    """A device whose shell is this machine's."""
-
-    class device:
-        name = "stand-in"
-
-    def __init__(self, root, shell="sh"):
-        self.root, self.shell = root, shell
-
-    def run(self, command, *, timeout_s=60, stdin=b""):
-        done = subprocess.run([self.shell, *command[1:]], capture_output=True, timeout=timeout_s, check=False)
-        return Completed(done.returncode, done.stdout, done.stderr)
-
-
-@pytest.mark.parametrize("shell", ["sh", "bash", "mksh", "busybox"])
-def test_a_device_as_a_local_tree(tmp_path, shell):
-    """Every reader of this machine reads a device: Android has mksh, boards dash, bash or busybox."""
-    if not shutil.which(shell):
-        pytest.skip(f"{shell} isn't installed")
-    device = write(tmp_path / "device", JETSON | {"etc/shadow": "secret", "proc/1/environ": "secret"})
-    connection = Shell(device, shell)
-    if shell == "busybox":
-        connection.run = lambda command, **_: Shell.run(connection, ["busybox", "sh", *command[1:]])
-    tree = mirror(connection, tmp_path / "tree", str(device))
-    assert frequencies_khz(tree) == [729600] * 3
-    assert [zone.name for zone in zones(tree)] == ["cpu-thermal", "cpu-thermal"]
-    assert find_source(tree)[0].total == ("VDD_IN",)
-    assert (tree / "proc/cpuinfo").read_text() == JETSON["proc/cpuinfo"] + "\n"
-    assert not (tree / "etc").exists() and not (tree / "proc/1").exists()
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_what_is_hidden_is_told(tmp_path):
-    device = write(tmp_path / "device", {"sys/class/powercap/intel-rapl:0/energy_uj": 1})
-    (device / "sys/class/powercap/intel-rapl:0/energy_uj").chmod(0)
-    tree = mirror(Shell(device), tmp_path / "tree", str(device))
-    assert "not readable there: sys/class/powercap/intel-rapl:0/energy_uj" in telemetry.source_of(tree)[1]
-
-
-def test_a_device_that_hides_its_counters_says_so(tmp_path):
-    answer = b"=sys/class/powercap/intel-rapl:0/name\n package-0\n!sys/class/powercap/intel-rapl:0/energy_uj\n"
-    connection = Shell(tmp_path)
-    connection.run = lambda *_, **__: Completed(0, answer, b"")
-    tree = mirror(connection, tmp_path / "tree")
-    assert denied(tree) == ["sys/class/powercap/intel-rapl:0/energy_uj"]
-    assert "not readable there: sys/class/powercap/intel-rapl:0/energy_uj" in telemetry.source_of(tree)[1]
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        b"=../../etc/passwd\n x\n",
-        b"=/etc/passwd\n x\n",
-        b"=proc/../etc/passwd\n",
-        b"=proc/a\\b\n",
-        b"=etc/passwd\n x\n",
-        b"Welcome to this board\n",
-        b"=proc/a\n" + b" \n" * 300_000,
-        b" x" * 5_000_000,
-        b"".join(b"=proc/%d\n" % n for n in range(9000)),
-        b"=proc/a\n 1\n=proc/a/b\n 2\n",
-    ],
-)
-def test_an_answer_that_is_none_is_refused(tmp_path, answer):
-    connection = Shell(tmp_path)
-    connection.run = lambda *_, **__: Completed(0, answer, b"")
-    with pytest.raises(EdgeError) as caught:
-        mirror(connection, tmp_path / "tree")
-    assert caught.value.code == "device.answer" and caught.value.hint
-
-
-def test_lines_may_end_as_a_terminal_ends_them():
-    assert parse(b"=proc/a\r\n 1\r\n 2\r\n") == ({"proc/a": b"1\n2\n"}, [])
 
 
 def test_columns_follow_from_the_tree(tmp_path):
@@ -315,10 +236,11 @@ def entries(marks, boot, throttled=False):
     ]
 
 
-def test_energy_of_a_board_from_the_samplers_columns(sampler, tmp_path):
+def test_energy_of_a_board_from_the_samplers_columns(sampler, tmp_path, monkeypatch):
     """A made-up board: 2 W at rest, 7 W in the prefill, 5 W in the decode."""
+    monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))
     board = write(tmp_path / "board", {name: value for name, value in JETSON.items()} | {f"{CHIP}/curr1_input": "0400"})
-    tree = mirror(Shell(board), tmp_path / "tree", str(board))
+    tree = mirror(LocalConnection(), tmp_path / "tree", str(board))
     source, _ = telemetry.source_of(tree)
     columns = telemetry.columns(tree, str(board))
     program = [sys.executable, "-c", BOARD.replace("{value}", "{value:04}"), board / CHIP / "curr1_input"]
@@ -382,6 +304,14 @@ def test_a_phones_gauge_is_calibrated_by_the_run_itself(tmp_path):
     assert decode.net_uj == pytest.approx(2.8e6 * 60, rel=0.15) and decode.net_uncertainty_uj > 0.05 * decode.net_uj
     tracks = {t.name: t for t in sampled.tracks(found, columns, [Attempt(Begin(0, 0, "p", "runner", 1, "b"), 0)])}
     assert tracks["battery/level"].values[0] == 44 and tracks["temperature/battery"].values[0] == 28.0
+
+
+def test_a_phone_that_slept_says_so(tmp_path):
+    source, _, found = phone(tmp_path)
+    found[0].suspended.append((50 * SECOND, 7 * SECOND))
+    marks = [1 * SECOND, 68 * SECOND, 69 * SECOND, 129 * SECOND, 199 * SECOND]
+    energy = telemetry.energy(entries(marks, "b"), Plan(), sampled.from_samples(found, source))
+    assert "the device slept for 7 s" in energy.reason
 
 
 def test_a_phone_on_a_charger_tells_nothing(tmp_path):
