@@ -9,7 +9,7 @@ from edge.cli._output import Json, print_json
 
 
 def command(
-    results: Annotated[list[Path], typer.Argument(help="JSON files from `edge evaluate -o` and `edge profile -o`.")],
+    results: Annotated[list[Path], typer.Argument(help="JSON files that evaluate, profile, compare and import wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write; a .md card goes beside it.")],
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "edge report",
     json: Json = False,
