@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from edge.cli._output import Json, print_json, print_json_rows
+from edge.core.errors import UsageError
 
 Mode = Literal["repetitions", "conversation", "sustained"]
 
@@ -14,7 +15,7 @@ def _numbers(text: str | None) -> list[int]:
     """`1,2,4`: each is a measurement of its own."""
     parts = text.split(",") if text is not None else []
     if not all(part.strip().isdecimal() for part in parts):
-        raise typer.BadParameter(f"'{text}' is no number, and no list of numbers such as 128,512")
+        raise UsageError("profile.numbers", f"'{text}' is no number", "give one, or several such as 128,512")
     return [int(part) for part in parts]
 
 
@@ -65,7 +66,8 @@ def command(
 
     wanted = _mode(mode, sustained=sustained, turns=turns is not None)
     if wanted == "conversation" and (prompt_tokens or generated_tokens):
-        raise typer.BadParameter("--turns says how many tokens a conversation reads and makes: leave -p and -n away")
+        hint = "leave -p and -n away: --turns says how many tokens a conversation reads and makes"
+        raise UsageError("profile.mode", "a conversation has its own lengths", hint)
     several = api.profile_sweep(
         bundle,
         device=device,
@@ -101,5 +103,6 @@ def _mode(mode: Mode | None, *, sustained: bool, turns: bool) -> Mode:
     wanted |= {"sustained"} if sustained else set()
     wanted |= {"conversation"} if turns else set()
     if len(wanted) > 1:
-        raise typer.BadParameter(f"it can't be {' and '.join(sorted(wanted))} at once")
+        asked = " and ".join(sorted(wanted))
+        raise UsageError("profile.mode", f"a run can't be {asked} at once", "profile twice, once each way")
     return wanted.pop() if wanted else "repetitions"
