@@ -22,6 +22,7 @@ from .standin.phone import COMPILER
 from .test_standin import until
 
 FAULTS = 3
+pytestmark = pytest.mark.timeout(600)  # the first one waits for the stand-ins and what runs there to be made
 
 
 @pytest.fixture(scope="package")
@@ -165,7 +166,6 @@ def test_androids_own_library_runs_there(bench, bundle, tmp_path):
     assert measurement.parity.top1_equal and len(measurement.repetitions) >= 5
 
 
-@pytest.mark.timeout(280)
 @pytest.mark.parametrize("name", ["phone", "jetson"])
 def test_nothing_is_lost_or_counted_twice(request, bench, bundle, name):
     faults = Faults(bench, request.getfixturevalue(name), bundle, random.Random(name))

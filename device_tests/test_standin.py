@@ -6,7 +6,11 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from .standin import Bench, Jetson, Phone
+
+pytestmark = pytest.mark.timeout(600)  # the first one waits for the stand-ins to be made
 
 
 def adb(bench: Bench, phone: Phone, command: str) -> str:

@@ -24,6 +24,7 @@ from .standin.device import StandIn
 from .test_standin import until
 
 NAMES = ("phone", "jetson")
+pytestmark = pytest.mark.timeout(600)  # the first one waits for the stand-ins to be made
 
 
 @pytest.fixture(params=NAMES)
