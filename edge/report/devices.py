@@ -217,7 +217,7 @@ def _state(measurement: Measurement) -> str:
     said = []
     for name, value in measurement.state.items():
         now = measurement.state.get(f"{name} set", value)
-        if not name.endswith(" set"):
+        if not name.endswith(" set") and value != "null":  # Android's word for a setting that nobody made
             said.append(f"{name} {now}" + (f" (was {value})" if now != value else ""))
     return ", ".join(said)
 

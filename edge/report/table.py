@@ -57,8 +57,10 @@ def megabytes(count: float) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits or so."""
+    """Three digits or so; two of what is small."""
     size = abs(value)
+    if 0 < size < 0.1:
+        return f"{'-' if value < 0 else ''}{digits(size)}"
     return f"{value:,.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"
 
 

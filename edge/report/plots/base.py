@@ -13,6 +13,7 @@ import numpy as np
 
 PALETTE = ("#3b6fd8", "#d9652b", "#1f9d7a", "#a05bd0", "#c4971a", "#d6487a", "#3aa0bd", "#8a7f72")
 GREY = "#8a8f98"
+WIDEST = 28  # letters of a line beside a plot
 POINTS = 800  # of a line: more can't be seen, and a run of minutes has thousands
 
 
@@ -70,8 +71,15 @@ def safe(text: str) -> str:
 
 
 def in_lines(label: str) -> str:
-    """A label beside a plot, in lines short enough for a phone."""
-    return "<br>".join(safe(line) for part in label.split(" · ") for line in textwrap.wrap(part, 20))
+    """A label beside a plot, in at most three lines short enough for a phone."""
+    lines = textwrap.wrap(label, WIDEST, max_lines=3, placeholder=" …")
+    return "<br>".join(safe(line.strip(" ·")) for line in lines)
+
+
+def row_height(labels: Sequence[str], least: int) -> int:
+    """Pixels of a row beside which these labels stand."""
+    lines = max((len(textwrap.wrap(label, WIDEST)) for label in labels), default=1)
+    return max(least, 12 + 16 * min(lines, 3))
 
 
 def thinned(times: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from edge.core.measurement import Measurement
 from edge.profiles.statistics import counted, decodes, summarize
-from edge.report.plots.base import Figure, color, in_lines, layout
+from edge.report.plots.base import Figure, color, in_lines, layout, row_height
 from edge.report.table import has_decoded, has_first, number
 
 
@@ -39,7 +39,10 @@ def _decode_latency(measured: Sequence[tuple[str, Measurement]]) -> Figure:
         hidden += sum(time > limit for time in times)
         data.append(_violin(label, [round(time, 4) for time in times], i))
     data.reverse()  # plotly stacks from the bottom
-    shown = layout("milliseconds per token", "", height=130 + (90 if len(measured) <= 8 else 50) * len(measured))
+    labels = [label for label, _ in measured]
+    shown = layout(
+        "milliseconds per token", "", height=130 + row_height(labels, 90 if len(measured) <= 8 else 50) * len(measured)
+    )
     low = min(min(times) for times in samples)
     shown["xaxis"]["range"] = [max(0.0, low - 0.15 * (limit - low)), limit]
     caption = f"Every decoded token of every repetition, {sum(map(len, samples)):,}; the box spans the quartiles."
@@ -85,7 +88,10 @@ def _first_token(measured: Sequence[tuple[str, Measurement]]) -> Figure:
             }
         )
     prompts = sorted({m.protocol.prompt_tokens for _, m in measured})
-    shown = layout("milliseconds", "", height=120 + (60 if len(measured) <= 8 else 36) * len(measured))
+    labels = [label for label, _ in measured]
+    shown = layout(
+        "milliseconds", "", height=120 + row_height(labels, 60 if len(measured) <= 8 else 36) * len(measured)
+    )
     data.reverse()
     times = [ms for trace in data for ms in trace["x"]]
     shown["xaxis"]["range"] = [0.95 * min(times), 1.05 * max(times)]  # no zoom into a per cent of noise
@@ -93,5 +99,5 @@ def _first_token(measured: Sequence[tuple[str, Measurement]]) -> Figure:
     if all(decodes(m) for _, m in measured):
         return Figure("first-token", "Time to first token", "; ".join(said), caption, data, shown)
     caption = f"Texts of {', '.join(map(str, prompts))} tokens; each point is one call."
-    caption = caption if any(prompts) else "Each point is one image."
+    caption = caption if any(prompts) else "Each point is one call."
     return Figure("calls", "Time per call", "; ".join(said), caption, data, shown)

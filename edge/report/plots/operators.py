@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from edge.core.measurement import Measurement
 from edge.profiles import operators
-from edge.report.plots.base import PALETTE, Figure, color, in_lines, layout, safe
+from edge.report.plots.base import PALETTE, Figure, color, in_lines, layout, row_height, safe
 from edge.report.plots.latency import step
 
 SHOWN_KINDS = len(PALETTE)
@@ -50,7 +50,7 @@ def _by_kind(measured: Sequence[tuple[str, Measurement]]) -> Figure:
     shown = layout(
         step([m for _, m in measured]),
         "",
-        height=200 + 50 * len(measured),
+        height=200 + row_height([label for label, _ in measured], 50) * len(measured),
         legend=len(bars),
     )
     shown["barmode"] = "stack"
