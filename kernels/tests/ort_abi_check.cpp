@@ -1,4 +1,5 @@
-// Compiled, never run: ort_abi.h and the runner's ort_session.h against ONNX Runtime's own header. A slot with a wrong number is a compile error.
+// Compiled, never run: ort_abi.h and the runner's ort_session.h against ONNX Runtime's own header. A slot with a wrong
+// number is a compile error.
 #include <onnxruntime_c_api.h>
 
 #include "edge_kernels.h"
