@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -34,7 +35,7 @@ def push(connection: ShellConnection, file: Path, remote: str, tick: Ticker | No
     size = file.stat().st_size
     whole, part, free = _inspect(connection, remote)
     with file.open("rb") as source:
-        if whole == size and _hash(connection, remote, size) == _digest(source, size).hexdigest():
+        if whole == size and _same(connection, source, remote, size):
             _tick(tick, size)
             return
         part, hasher = _kept(connection, source, remote, part, size)
@@ -100,6 +101,13 @@ def _digest(source: BinaryIO, count: int) -> Hash:
         hasher.update(block)
         count -= len(block)
     return hasher
+
+
+def _same(connection: ShellConnection, source: BinaryIO, remote: str, size: int) -> bool:
+    """Whether a file there is this one. Both sides hash at once."""
+    with ThreadPoolExecutor(1) as pool:
+        theirs = pool.submit(_hash, connection, remote, size)
+        return _digest(source, size).hexdigest() == theirs.result()
 
 
 def _hash(connection: ShellConnection, remote: str, size: int) -> str:
