@@ -12,12 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge.core.files import cache_folder
 from edge.core.measurement import Measurement
-from edge.runtimes._onnxruntime_library import ANDROID, LIBRARY, version_for
+from edge.runtimes._onnxruntime_library import ANDROID
 
 from .faults import Faults, make_bundle
-from .standin import Bench, Jetson, Phone
+from .standin import Bench, Jetson, Phone, fetched_for
 from .standin.phone import COMPILER
 from .test_standin import until
 
@@ -60,11 +59,6 @@ def results(started: tuple[Bench, Phone, Jetson], bundle: Path, tmp_path_factory
         said = [file.read_text()[-2000:] for file in sorted(folder.glob("*.log"))]
         assert [run.wait() for run in runs] == [0, 0, 0], said
     return sorted(folder.glob("*.json"))
-
-
-def fetched_for(platform: str) -> bool:
-    """Whether ONNX Runtime's library for it is in the cache: there is no network to fetch it by."""
-    return (cache_folder() / f"onnxruntime-{version_for(platform)}-{platform}" / LIBRARY).is_file()
 
 
 def read(file: Path) -> Measurement:

@@ -24,7 +24,7 @@ from .root import system
 SERVER_PORT, FIRST_PHONE, FIRST_JETSON = 15037, 16557, 16622
 
 
-PLATFORM = "linux-arm64"
+PLATFORM, ANDROID = "linux-arm64", "android-arm64"
 """What is built for the stand-ins: their C library is Debian's, on the phone as well."""
 
 
@@ -35,6 +35,15 @@ def fetch_tools() -> None:
 
     build(PLATFORM)
     library_for(PLATFORM)
+    if fetched_for(ANDROID):
+        build(ANDROID)
+
+
+def fetched_for(platform: str) -> bool:
+    """Whether ONNX Runtime's library for it is in the cache."""
+    from edge.runtimes._onnxruntime_library import LIBRARY, version_for
+
+    return (cache_folder() / f"onnxruntime-{version_for(platform)}-{platform}" / LIBRARY).is_file()
 
 
 class Bench:
@@ -59,6 +68,7 @@ class Bench:
                 (self.folder / name).mkdir()
             self.adb = adbutils.adb_path()
             self._configure_ssh()
+            self._share_cache()
             self.start_adb()
             stack.callback(self.stop_adb)
             self._stack = stack.pop_all()
@@ -76,7 +86,7 @@ class Bench:
             "ANDROID_ADB_SERVER_PORT": str(SERVER_PORT),
             "HOME": str(self.folder / "home"),
             "TMPDIR": str(self.folder / "tmp"),
-            "EDGE_CACHE": str(cache_folder()),
+            "EDGE_CACHE": str(self.folder / "cache"),
             "PATH": ":".join([*map(str, tools), os.environ["PATH"]]),
             "EDGE_SSH_CONFIG": str(self.ssh_config),
             "HF_HUB_OFFLINE": "1",
@@ -90,6 +100,13 @@ class Bench:
         tool = self.folder / "bin/ssh"
         tool.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {self.ssh_config} "$@"\n')
         tool.chmod(0o755)
+
+    def _share_cache(self) -> None:
+        """Tools are taken from the user's cache; journals and locks of devices with the same names are not."""
+        (self.folder / "cache").mkdir()
+        for entry in cache_folder().glob("*"):
+            if entry.name.startswith(("runner-", "sampler-", "kernels-", "onnxruntime-")):
+                (self.folder / "cache" / entry.name).symlink_to(entry)
 
     def start_adb(self) -> None:
         """The server goes with this process, however that ends."""
