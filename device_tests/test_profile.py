@@ -20,7 +20,7 @@ from .standin import Bench, Jetson, Phone, fetched_for
 from .standin.phone import COMPILER
 from .test_standin import until
 
-FAULTS = 3
+FAULTS = 2
 pytestmark = pytest.mark.timeout(600)  # the first one waits for the stand-ins and what runs there to be made
 
 
