@@ -18,11 +18,11 @@ import numpy as np
 
 from edge.core.errors import UsageError
 from edge.core.files import SCHEMA, read_json
-from edge.core.measurement import Measurement, Repetition
+from edge.core.measurement import Measurement
 from edge.profiles import resampling
 from edge.profiles.plan import CV_GATE
 from edge.profiles.resampling import ONE_RUN_FLOOR, Ratio
-from edge.profiles.statistics import decodes
+from edge.profiles.statistics import conversations, decodes
 
 Verdict = Literal["better", "worse", "no difference", "can't tell"]
 # What of a fingerprint says which machine it is; the rest is its software and its state.
@@ -261,30 +261,19 @@ def _missing_energy(metric: Metric, a: Sequence[Measurement], b: Sequence[Measur
     return Change(metric.name, metric.unit, "can't tell", "can't tell", why=why)
 
 
-def _conversations(run: Measurement) -> list[list[Repetition]]:
-    """Repetitions by conversation: one each, or all turns of one. Throttled ones count in a sustained run alone."""
-    counted = [r for r in run.repetitions if not r.throttled or run.protocol.mode == "sustained"]
-    found: list[list[Repetition]] = []
-    for repetition in counted:
-        if repetition.turn == 0 or not found:
-            found.append([])
-        found[-1].append(repetition)
-    return found
-
-
 def _decode(run: Measurement) -> list[float]:
-    steps = [[ns for r in turns for ns in r.decode_ns] for turns in _conversations(run)]
+    steps = [[ns for r in turns for ns in r.decode_ns] for turns in conversations(run)]
     return [len(ns) / (sum(ns) / 1e9) for ns in steps if sum(ns)]
 
 
 def _prefill(run: Measurement) -> list[float]:
-    timed = [(sum(r.prompt_tokens for r in t), sum(r.prefill_ns for r in t)) for t in _conversations(run)]
+    timed = [(sum(r.prompt_tokens for r in t), sum(r.prefill_ns for r in t)) for t in conversations(run)]
     return [tokens / (ns / 1e9) for tokens, ns in timed if tokens and ns]
 
 
 def _first_ms(run: Measurement) -> list[float]:
     """Milliseconds until the first token of the first turn, or that a call took."""
-    return [turns[0].prefill_ns / 1e6 for turns in _conversations(run) if turns[0].prefill_ns]
+    return [turns[0].prefill_ns / 1e6 for turns in conversations(run) if turns[0].prefill_ns]
 
 
 def _net_energy(run: Measurement) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from edge.core.errors import EdgeError
@@ -112,3 +113,21 @@ def encode_ms(measurement: Measurement) -> Summary:
 def decode_ms(measurement: Measurement) -> Summary:
     """Milliseconds per decoded token, one sample per token."""
     return summarize([ns / 1e6 for r in counted(measurement) for ns in r.decode_ns])
+
+
+def together(runs: Sequence[Measurement]) -> Measurement:
+    """Runs of one bundle as one: all repetitions, the median load, the highest peak; the rest is of the last.
+
+    Times of the runs' timelines begin at their own start, so only the last one's are kept.
+    """
+    last = runs[-1]
+    repetitions = [repetition for run in runs for repetition in run.repetitions]
+    note = f"of the last of {len(runs)} runs" if len(runs) > 1 else ""
+    return msgspec.structs.replace(
+        last,
+        repetitions=repetitions,
+        protocol=msgspec.structs.replace(last.protocol, repetitions=len(repetitions)),
+        load_ns=int(np.median([run.load_ns for run in runs])),
+        peak_bytes=max(run.peak_bytes for run in runs),
+        energy=msgspec.structs.replace(last.energy, reason="; ".join(filter(None, [last.energy.reason, note]))),
+    )

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import msgspec
 
@@ -16,6 +15,7 @@ from edge.core.files import decode_json, read_json, sha256
 from edge.core.measurement import Agreement, Evaluation, Measurement
 from edge.profiles.clusters import cores_text
 from edge.profiles.compare import Comparison
+from edge.profiles.statistics import together
 
 Pair = tuple[Evaluation | Agreement | None, Measurement | None]
 
@@ -116,19 +116,6 @@ def _take(results: Results, raw: bytes | msgspec.Raw, path: Path) -> None:
         results.measurements.append(decode_json(raw, Measurement, path))
     else:
         raise UsageError("report.kind", f"{path} is neither an evaluation nor a measurement", hint)
-
-
-def together(runs: Sequence[Measurement]) -> Measurement:
-    """Runs of one bundle as one: all repetitions, the median load, the highest peak; the rest is of the last."""
-    last = runs[-1]
-    note = f"of the last of {len(runs)} runs" if len(runs) > 1 else ""
-    return msgspec.structs.replace(
-        last,
-        repetitions=[repetition for run in runs for repetition in run.repetitions],
-        load_ns=int(median(run.load_ns for run in runs)),
-        peak_bytes=max(run.peak_bytes for run in runs),
-        energy=msgspec.structs.replace(last.energy, reason="; ".join(filter(None, [last.energy.reason, note]))),
-    )
 
 
 def _kind(raw: bytes | msgspec.Raw, path: Path) -> _Fields | list[msgspec.Raw]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import msgspec
@@ -125,7 +124,7 @@ def write(work: Path, output: Path) -> None:
     results = work / "results"
     results.mkdir(parents=True, exist_ok=True)
     for row, threads, turns in _measured(work):
-        joined = join(turns)
+        joined = statistics.together(turns)
         write_json(results / f"{row.name}-{threads}t.json", joined)
         made[f"{row.name} {threads}t"] = summary(row, threads, turns)
     if joined is None:
@@ -146,25 +145,9 @@ def _measured(work: Path) -> Iterator[tuple[Row, int, list[Measurement]]]:
                 yield row, threads, [read_json(path, Measurement) for path in paths]
 
 
-def join(turns: Sequence[Measurement]) -> Measurement:
-    """The turns of one engine as one result: all repetitions, the median load, the highest peak; the rest of the last.
-
-    Times of the turns' timelines begin at their own start, so only the last turn's are kept.
-    """
-    repetitions = [repetition for turn in turns for repetition in turn.repetitions]
-    last = turns[-1]
-    return msgspec.structs.replace(
-        last,
-        repetitions=repetitions,
-        protocol=msgspec.structs.replace(last.protocol, repetitions=len(repetitions)),
-        load_ns=int(median(turn.load_ns for turn in turns)),
-        peak_bytes=max(turn.peak_bytes for turn in turns),
-    )
-
-
 def summary(row: Row, threads: int, turns: Sequence[Measurement]) -> dict[str, Any]:
     """What the table shows of one engine, with the raw samples that it comes from, turn by turn."""
-    joined = join(turns)
+    joined = statistics.together(turns)
     return {
         "precision": row.precision,
         "runtime": row.runtime,

@@ -338,7 +338,7 @@ extern "C" EDGE_API edge::ort::Status* RegisterCustomOps(edge::ort::SessionOptio
   void* const* table = base->GetApi(kApiVersion);
   if (!table) {
     void* const* oldest = base->GetApi(1);  // slot 0, CreateStatus, is in every version
-    return oldest ? Api{oldest}.CreateStatus(kFail, "edge's operators need ONNX Runtime 1.17 or newer") : nullptr;
+    return oldest ? Api{oldest}.CreateStatus(kFail, "edge's operators need ONNX Runtime 1.24 or newer") : nullptr;
   }
   const Api api = {table};
   __atomic_store_n(&registered_table, table, __ATOMIC_RELEASE);
