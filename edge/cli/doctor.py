@@ -96,10 +96,10 @@ def _executorch() -> Check:
 
 def _android() -> Check:
     from edge.core.errors import EdgeError
-    from edge.kernels import cross
+    from edge.kernels import toolchain
 
     try:
-        return Check("arm64 compiler", "ok", cross.find_compiler("android-arm64").describe())
+        return Check("arm64 compiler", "ok", toolchain.find_compiler("android-arm64").describe())
     except EdgeError as error:
         return Check("arm64 compiler", "optional", error.message, error.hint)
 
