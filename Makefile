@@ -10,7 +10,7 @@ demo: .venv/ready
 	$(BIN)/edge demo $(if $(MODEL),--model $(MODEL)) --recipe $(RECIPE) --output out/demo
 
 test: .venv/ready-dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS)
 
 # Phones and a Jetson that this machine stands in for (root, Linux 6.7): real adb and ssh, real faults.
 # The Android build of ONNX Runtime (143 MB) is fetched once; where it can't be had, its test is skipped and says so.
