@@ -10,7 +10,7 @@ Transformers", MobiCom 2024.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +129,18 @@ def write(work: Path, output: Path) -> None:
         made[f"{row.name} {threads}t"] = summary(row, threads, turns)
     if joined is None:
         raise EdgeError("bench.empty", f"{work} has no turn of any engine", "run at least one round")
-    plan = joined.protocol
-    words = f"{plan.prompt_tokens} random prompt tokens, then {plan.generated_tokens} greedy ones, batch 1"
-    protocol = f"{words}; {plan.repetitions} repetitions, in turns of a process each after {plan.warm_ups} warm-ups"
-    content = {"schema": 1, "device": joined.device, "protocol": protocol, "rows": made}
+    content = {"schema": 1, "device": joined.device, "protocol": _words(joined, made.values()), "rows": made}
     write_json(output / "melt-smollm2.json", content)
     write_text(output / "melt-smollm2.md", markdown(content))
+
+
+def _words(one: Measurement, rows: Iterable[dict[str, Any]]) -> str:
+    plan, counts = one.protocol, [row["decode_tokens_per_s"]["count"] for row in rows]
+    return (
+        f"{plan.prompt_tokens} random prompt tokens, then {plan.generated_tokens} greedy ones, batch 1; in turns, each "
+        f"a process of its own with {plan.warm_ups} warm-ups and {plan.min_seconds:g} s or more; "
+        f"{min(counts)} to {max(counts)} repetitions of a row in all"
+    )
 
 
 def _measured(work: Path) -> Iterator[tuple[Row, int, list[Measurement]]]:
