@@ -48,7 +48,7 @@ def main() -> None:
 
 def summary(paths: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:
     """By metric: in how many pairs the ratio was within the floor, and within the interval; every pair's numbers."""
-    pairs = [read_json(path, Comparison) for path in paths]
+    pairs = [compare(p.runs[::2], p.runs[1::2], interleaved=True) for p in (read_json(q, Comparison) for q in paths)]
     found: dict[str, list[Change]] = {}
     for pair in pairs:
         for change in pair.changes:

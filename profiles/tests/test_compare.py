@@ -58,6 +58,18 @@ def test_the_interval_holds_the_truth(rounds, ratio, bursts):
 
 
 @pytest.mark.parametrize("rounds", [2, 4])
+def test_the_interval_holds_the_truth_of_what_a_run_has_once(rounds):
+    random = np.random.default_rng(rounds)
+    inside = 0
+    for _ in range(200):
+        times = [[math.exp(one)] for one in machine(random, 4 * rounds)]
+        sides = [[times[i] for i in range(4 * rounds) if "ABBA"[i % 4] == side] for side in "AB"]
+        found = paired(*sides)
+        inside += found.low <= 1 <= found.high
+    assert inside >= 180
+
+
+@pytest.mark.parametrize("rounds", [2, 4])
 @pytest.mark.parametrize("bursts", [0.0, 0.1])
 def test_two_of_a_kind_differ_by_less_than_the_floor_in_19_of_20_pairs(rounds, bursts):
     random = np.random.default_rng(10 + rounds)
