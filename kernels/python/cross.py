@@ -9,6 +9,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from edge.core.console import info
 from edge.core.errors import EdgeError
 from edge.core.files import cache_folder, full_disk_is_an_error
 from edge.kernels.toolchain import COMPILE, LINK, Compiler, Platform, check, find_compiler, platform_named, stubs
@@ -45,6 +46,7 @@ def kept_build(target: str) -> Path:
     root = sources()
     kept = cache_folder() / f"kernels-{target}-{_digest(compiler, platform, root)}.so"
     if not kept.is_file():
+        info(f"Building the kernels for {target} with {compiler.name}, once: a minute or two")
         kept.parent.mkdir(parents=True, exist_ok=True)
         with full_disk_is_an_error(kept), tempfile.TemporaryDirectory(dir=kept.parent) as folder:
             os.replace(_build(compiler, platform, root, Path(folder)), kept)
