@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from edge.profiles.peers.engines import Conversation, Model, edge, made_once, not_installed
+from edge.profiles.peers.engines import Conversation, Model, edge, made_once
+from edge.profiles.peers.engines._program import PIECE, Program
 
 BUILTIN, RECIPE = "builtin 4 bits", "8da4w transformers"
 FORMATS = (BUILTIN, RECIPE)
-CONTEXT, PIECE = 1024, 128
+CONTEXT = 1024
 
 
 def prepare(model: Model, format: str) -> Path:
@@ -29,29 +29,15 @@ def start(path: Path, format: str, threads: int, context: int) -> Conversation:
     return _Recipe(path, threads) if format == RECIPE else edge.start(path, format, threads, context)
 
 
-class _Recipe:
+class _Recipe(Program):
     """Logits of every token come out of each call; a cache position says where its tokens stand."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        api = _api()
-        api._unsafe_reset_threadpool(threads)
-        self._module = api._load_for_executorch(str(path))
-
-    def prefill(self, tokens: Sequence[int]) -> None:
-        self._position = 0
-        for start in range(0, len(tokens), PIECE):
-            self._run(tokens[start : start + PIECE])
-
-    def decode(self) -> None:
-        self._run([self._next])
-
-    def _run(self, tokens: Sequence[int]) -> None:
+    def _call(self, tokens: Sequence[int], position: int) -> int:
         import torch
 
-        positions = torch.arange(self._position, self._position + len(tokens))
+        positions = torch.arange(position, position + len(tokens))
         (logits,) = self._module.forward((torch.tensor([list(tokens)]), positions), clone_outputs=False)
-        self._next = int(logits[0, len(tokens) - 1].argmax())
-        self._position += len(tokens)
+        return int(logits[0, len(tokens) - 1].argmax())
 
 
 def _recipe(folder: Path, path: Path) -> None:
@@ -86,13 +72,3 @@ def _recipe(folder: Path, path: Path) -> None:
         lowered = edge_program.to_executorch(ExecutorchBackendConfig(do_quant_fusion_and_const_prop=True))
     with path.open("wb") as file:
         lowered.write_to_file(file)
-
-
-def _api() -> Any:
-    try:
-        import torch  # noqa: F401 (its libraries first)
-        from executorch.extension.pybindings import _C
-        from executorch.kernels import quantized  # noqa: F401 (embeddings)
-    except ImportError as error:
-        raise not_installed("executorch", error) from error
-    return _C

@@ -14,9 +14,10 @@ from typing import Any
 
 from edge.core.errors import EdgeError
 from edge.profiles.peers.engines import Conversation, Model, made_once, not_installed
+from edge.profiles.peers.engines._program import Program
 
 FORMATS = ("8da4w g32",)
-CONTEXT, PIECE = 1024, 128
+CONTEXT = 1024
 OPTIONS = "-kv --use_sdpa_with_kv_cache -X --xnnpack-extended-ops -qmode 8da4w -G 32 -E 8,0 -d fp32"
 OUTSIDE = {"model.embed_tokens": "tok_embeddings", "model.norm": "norm", "lm_head": "output"}
 INSIDE = {
@@ -42,29 +43,23 @@ def start(path: Path, format: str, threads: int, context: int) -> Conversation:
     return _Llama(path, threads)
 
 
-class _Llama:
+class _Llama(Program):
     """Every call takes tokens and the position of the first."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        api = _api()
-        api._unsafe_reset_threadpool(threads)
-        self._module = api._load_for_executorch(str(path))
+        try:
+            import torch  # noqa: F401 (its libraries first)
+            from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
+        except ImportError as error:
+            raise not_installed("executorch", error) from error
+        super().__init__(path, threads)
 
-    def prefill(self, tokens: Sequence[int]) -> None:
-        self._position = 0
-        for start in range(0, len(tokens), PIECE):
-            self._run(tokens[start : start + PIECE])
-
-    def decode(self) -> None:
-        self._run([self._next])
-
-    def _run(self, tokens: Sequence[int]) -> None:
+    def _call(self, tokens: Sequence[int], position: int) -> int:
         import torch
 
-        inputs = (torch.tensor([list(tokens)]), torch.tensor([self._position]))
+        inputs = (torch.tensor([list(tokens)]), torch.tensor([position]))
         (logits,) = self._module.forward(inputs, clone_outputs=False)
-        self._next = int(logits.argmax())
-        self._position += len(tokens)
+        return int(logits.argmax())
 
 
 def _export(folder: Path, path: Path) -> None:
@@ -116,14 +111,3 @@ def _sizes(config: dict[str, Any]) -> dict[str, Any]:
         "vocab_size": config["vocab_size"],
         "use_hf_rope": True,  # queries and keys lie as in the Hugging Face checkpoint
     }
-
-
-def _api() -> Any:
-    try:
-        import torch  # noqa: F401 (its libraries first)
-        from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
-        from executorch.extension.pybindings import _C
-        from executorch.kernels import quantized  # noqa: F401 (embeddings)
-    except ImportError as error:
-        raise not_installed("executorch", error) from error
-    return _C
