@@ -161,9 +161,10 @@ def test_what_was_started_outlives_the_connection(connection, device):
 
 def test_a_reboot_ends_what_was_started(connection, device):
     pid = connection.start(["sleep", "1000"], log=f"{connection.folder}/log")
+    assert connection.alive(pid)
     device.reboot()
     connection.reconnect()
-    until(lambda: not connection.alive(pid))
+    until(lambda: not connection.alive(pid))  # raises where it never comes true
 
 
 def test_a_full_disk_is_told_before_it_is_full(bench, payload):
