@@ -16,12 +16,12 @@ import torch
 from edge.compress.block import Block
 from edge.compress.calibrate import HiddenStates
 from edge.compress.method import Inputs, Tasks
-from edge.compress.partial import PartialModel, Tensors
+from edge.compress.partial import PartialModel, UnitTensors
 from edge.core.console import Ticker
 from edge.core.weight import CompressedTensor
 from edge.models.safetensors_store import SafetensorsStore
 from edge.models.spec import Linear
-from edge.models.stored import from_stored, stored_names, to_stored
+from edge.models.stored import from_stored, stored_names
 from edge.models.torch_model import empty_model, fill, put
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class LayerwiseRun:
         self.job.checkpoint.release()
         gc.collect()
 
-    def _compress(self, block: Block) -> Tensors:
+    def _compress(self, block: Block) -> UnitTensors:
         """What the layer becomes in its file; its module is left with the compressed weights."""
         for tasks in self.job.plan.preparations:
             _for_each_method(block, tasks, "prepare")
@@ -106,7 +106,7 @@ class LayerwiseRun:
             for linear in todo:
                 tensor = together.get(linear.weight) or self._compress_matrix(block, linear, inputs)
                 block.matrix(linear).copy_(torch.from_numpy(tensor.dequantize()))
-                tensors |= to_stored(tensor)
+                tensors.add(tensor)
         return tensors
 
     def _compress_matrix(self, block: Block, linear: Linear, inputs: Inputs | None) -> CompressedTensor:
@@ -128,24 +128,24 @@ class LayerwiseRun:
                     known[group] = block.inputs(linear)
         return known
 
-    def _plain_tensors(self, block: Block) -> Tensors:
+    def _plain_tensors(self, block: Block) -> UnitTensors:
         """What isn't compressed: as the checkpoint has it, or as it was changed to fold something into it."""
-        tensors = {}
+        tensors = UnitTensors()
         for name in self.job.units[block.index + 1]:
             if name not in self.job.plan.tasks:
                 original, now = self.job.checkpoint.tensor(name), block.tensor(name)
-                tensors[name] = original if torch.equal(original.float(), now) else now.clone()
+                tensors.stored[name] = original if torch.equal(original.float(), now) else now.clone()
         return tensors
 
     def _load_finished(self, unit: int) -> None:
         """Give the model the weights of a finished unit, dequantized."""
         store = SafetensorsStore([self.partial.path(unit)])
-        tasks = self.job.plan.tasks
+        encodings = self.partial.encodings(unit)
         for name in self.job.units[unit]:
-            if name not in tasks:
+            if name not in encodings:
                 put(self.model, name, store.read(name).float().clone())
                 continue
-            encoding = tasks[name].options.encoding
+            encoding = encodings[name]
             turned, shape = name in self.job.checkpoint.spec.transposed, self.job.checkpoint.matrix_shape(name)
             dense = from_stored(name, shape, encoding, store.read, stored_names(name, shape, encoding)).dequantize()
             put(self.model, name, torch.from_numpy(dense.T.copy() if turned else dense))

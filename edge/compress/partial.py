@@ -1,12 +1,17 @@
-"""The folder that grows: one safetensors file per finished unit, so that a killed run goes on where it was."""
+"""The folder that grows: one safetensors file per finished unit, so that a killed run goes on where it was.
+
+Beside each lies a JSON file with the encodings of its matrices, which a method may choose by the matrix. (Not in the
+safetensors file: its header writes several notes in any order, and the same inputs are to give the same bytes.)
+"""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -15,10 +20,30 @@ from safetensors.torch import save
 from edge.core.console import info
 from edge.core.errors import EdgeError
 from edge.core.files import SCHEMA, read_json, write_atomic, write_json
+from edge.core.weight import Compressed, CompressedTensor
 from edge.models.safetensors_store import read_header
+from edge.models.stored import to_stored
 
 STATE = ".resume.json"
-Tensors = dict[str, torch.Tensor]
+
+
+@dataclass
+class UnitTensors:
+    """What a unit becomes: `stored` by names in the file, and the encodings of the matrices that were compressed."""
+
+    stored: dict[str, torch.Tensor] = field(default_factory=dict)
+    encodings: dict[str, Compressed] = field(default_factory=dict)
+
+    def add(self, tensor: CompressedTensor) -> None:
+        self.stored |= to_stored(tensor)
+        self.encodings[tensor.name] = cast(Compressed, tensor.encoding)
+
+
+class Encodings(msgspec.Struct, frozen=True):
+    """Encodings of a unit's compressed matrices by name."""
+
+    encodings: dict[str, Compressed]
+    schema: int = SCHEMA
 
 
 class State(msgspec.Struct, frozen=True):
@@ -51,24 +76,37 @@ class PartialModel:
         return self.folder / f"model-{unit + 1:05d}-of-{self.units:05d}.safetensors"
 
     def finished(self, unit: int) -> bool:
-        return self.path(unit).is_file()
+        return self.path(unit).is_file() and self._encodings_path(unit).is_file()
 
-    def write(self, unit: int, tensors: Tensors) -> None:
-        """Write a whole unit in one step."""
-        data = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    def write(self, unit: int, tensors: UnitTensors) -> None:
+        """Write a whole unit. It is finished when its tensors are there, which come last, in one step."""
+        write_json(self._encodings_path(unit), Encodings(tensors.encodings))
+        data = {name: tensor.contiguous() for name, tensor in tensors.stored.items()}
         write_atomic(self.path(unit), save(data, metadata={"format": "pt"}))
 
-    def close(self) -> None:
-        """All units are there: write the index that names each tensor's file, and drop the state."""
+    def encodings(self, unit: int) -> dict[str, Compressed]:
+        """Encodings of the compressed matrices of a finished unit by name."""
+        return read_json(self._encodings_path(unit), Encodings).encodings
+
+    def close(self) -> dict[str, Compressed]:
+        """All units are there: write the index that names each tensor's file, drop the state, return all encodings."""
+        encodings: dict[str, Compressed] = {}
         weight_map: dict[str, str] = {}
         total = 0
         for unit in range(self.units):
             names, size = _listing(self.path(unit))
             weight_map.update(dict.fromkeys(names, self.path(unit).name))
             total += size
+            encodings |= self.encodings(unit)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(self.folder / "model.safetensors.index.json", index)
         (self.folder / STATE).unlink()
+        for unit in range(self.units):
+            self._encodings_path(unit).unlink()
+        return encodings
+
+    def _encodings_path(self, unit: int) -> Path:
+        return self.folder / f".encodings-{unit + 1:05d}.json"
 
     def _belongs_to(self, key: str) -> bool:
         try:

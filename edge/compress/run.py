@@ -19,13 +19,13 @@ from edge import __version__
 from edge.compress.calibrate import CalibrationText, read_text, token_windows
 from edge.compress.layerwise import LayerwiseRun
 from edge.compress.method import Inputs, Plan, plan
-from edge.compress.partial import PartialModel, Tensors, job_key
+from edge.compress.partial import PartialModel, UnitTensors, job_key
 from edge.core.console import Ticker, progress
 from edge.core.errors import EdgeError
 from edge.core.files import SCHEMA, atomic_folder, refuse_existing, write_json
 from edge.core.recipe import Recipe, load_recipe
+from edge.core.weight import Compressed
 from edge.models.checkpoint import Checkpoint, open_checkpoint
-from edge.models.stored import to_stored
 from edge.models.torch_model import empty_model
 
 
@@ -86,8 +86,7 @@ class Job:
                 context = self.checkpoint.spec.context_length
                 windows = token_windows(self.text.text, folder, self.recipe.calibration, context)
                 LayerwiseRun(self, partial, windows).run(tick)
-        partial.close()
-        self._write_config(folder)
+        self._write_config(folder, partial.close())
 
     def _run_plain(self, partial: PartialModel, tick: Ticker) -> None:
         for unit in range(len(self.units)):
@@ -98,13 +97,13 @@ class Job:
         """Write a unit that is no decoder layer, unless it is there. inputs: what its matrix sees in calibration."""
         if partial.finished(unit):
             return
-        tensors: Tensors = {}
+        tensors = UnitTensors()
         for name in self.units[unit]:
             if name in self.plan.tasks:
                 weight = torch.from_numpy(self.checkpoint.matrix(name).dequantize())
-                tensors |= to_stored(self.plan.tasks[name].run(name, weight, inputs))
+                tensors.add(self.plan.tasks[name].run(name, weight, inputs))
             else:
-                tensors[name] = self.checkpoint.tensor(name)
+                tensors.stored[name] = self.checkpoint.tensor(name)
         partial.write(unit, tensors)
         self.checkpoint.release()
 
@@ -121,11 +120,10 @@ class Job:
         config["dtype"] = config.get("dtype") or "float32"
         return config
 
-    def _write_config(self, folder: Path) -> None:
+    def _write_config(self, folder: Path, encodings: dict[str, Compressed]) -> None:
         checkpoint = self.checkpoint
         config = self._plain_config()
         config["architectures"] = [type(empty_model(checkpoint.config, checkpoint.spec)).__name__]
-        encodings = {name: task.options.encoding for name, task in self.plan.tasks.items()}
         config["quantization_config"] = {
             "quant_method": "edge",
             "schema": SCHEMA,

@@ -8,11 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from edge.compress import layerwise
+from edge.compress.methods import gptq
 from edge.compress.run import compress
 from edge.core.errors import EdgeError, UsageError
 from edge.core.files import sha256
@@ -212,6 +214,33 @@ def test_interrupted_run_resumes_at_its_layer(method, model, tmp_path, text, mon
     assert compressed == [0, 1, 2, 3]
     assert digests(folder) == digests(whole)
     assert not (tmp_path / ".out.partial").exists()
+
+
+def test_a_method_may_choose_the_encoding_by_the_matrix(model, tmp_path, text, monkeypatch):
+    """What it chose is in the config, and a run that was killed after the choice knows it too."""
+    real = gptq.compress
+
+    def choosing(name, weight, options, inputs):
+        wider = {"bits": 6, "group_size": 0} if "o_proj" in name else {}
+        return real(name, weight, msgspec.structs.replace(options, **wider), inputs)
+
+    def killed(name, weight, options, inputs):
+        if "layers.2" in name:
+            raise Killed
+        return choosing(name, weight, options, inputs)
+
+    monkeypatch.setattr(gptq, "compress", choosing)
+    whole = compress(model, recipe(), tmp_path / "whole", calibration_text=text)
+    monkeypatch.setattr(gptq, "compress", killed)
+    with pytest.raises(Killed):
+        compress(model, recipe(), tmp_path / "out", calibration_text=text)
+    monkeypatch.setattr(gptq, "compress", choosing)
+    folder = compress(model, recipe(), tmp_path / "out", calibration_text=text)
+    assert digests(folder) == digests(whole)
+    chosen = {name: encoding for name, encoding in open_checkpoint(folder).encodings.items() if ".1." in name}
+    assert {str(encoding) for name, encoding in chosen.items() if "o_proj" in name} == {"affine6row"}
+    assert len(set(map(str, chosen.values()))) == 3
+    assert torch.isfinite(logits(folder)).all()
 
 
 def test_partial_folder_of_another_job_is_discarded(model, tmp_path, text):
