@@ -1,7 +1,8 @@
 """What a compression method is: a module of `edge.compress.methods` with options and mathematics.
 
-A module may have three functions, each of which makes it part of the pipeline at its own place:
+A module may have four functions, each of which makes it part of the pipeline at its own place:
 
+- `plan_steps(request)`: takes tensors like a method that compresses, and says which steps do that (`planning.py`).
 - `prepare(block, options)`: changes the float weights of a decoder layer without changing its function, before anything
   in it is compressed. A module with nothing else is a preparation: its step takes no tensors from later steps.
 - `compress_block(block, options)`: compresses matrices of a decoder layer together.
@@ -24,6 +25,7 @@ from edge.core.weight import Affine, CompressedTensor, Grid
 
 if TYPE_CHECKING:
     from edge.compress.block import Block
+    from edge.compress.planning import Planned, PlanRequest
 
 
 class AffineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,6 +83,9 @@ class Method(Protocol):
     def compress(self, name: str, weight: torch.Tensor, options: Any, inputs: Inputs | None) -> CompressedTensor:
         """Compress a float32 matrix [out_features, in_features]. Deterministic; `weight` is left as it is."""
 
+    def plan_steps(self, request: PlanRequest) -> Planned:
+        """Steps that take the place of the method's own, once the text and the weights are known. May be missing."""
+
     def prepare(self, block: Block, options: Mapping[str, Any]) -> None:
         """Fold into a layer what makes the matrices named in `options` easier to compress. May be missing."""
 
@@ -128,7 +133,10 @@ def plan(recipe: Recipe, tensors: list[tuple[str, ModuleKind]], *, tied: bool = 
     tied: the embedding is the head as well.
     """
     methods = [load_method(step.method) for step in recipe.steps]
-    takes = [index for index, method in enumerate(methods) if hasattr(method, "compress")]
+    takes = [i for i, method in enumerate(methods) if hasattr(method, "compress") or hasattr(method, "plan_steps")]
+    if sum(hasattr(method, "plan_steps") for method in methods) > 1:
+        hint = "leave tensors to other steps by rules of the one, or give them other choices there"
+        raise UsageError("recipe.plans", f"{recipe.name} has several steps that plan: each is for the whole model", hint)
     if not takes:
         hint = "add a step with a method that compresses, such as rtn"
         raise UsageError("recipe.prepares_only", f"{recipe.name} prepares the model and compresses nothing", hint)
@@ -149,7 +157,7 @@ def _tasks(recipe: Recipe, tensors: list[tuple[str, ModuleKind]], steps: list[in
         method = load_method(resolved.method)
         origin = f"{recipe.name}: {resolved.method} for {name}"
         options = check_options(resolved.options, method.Options, origin)
-        if method.CALIBRATED and resolved.module == "embedding" and not tied:
+        if method.CALIBRATED and resolved.module == "embedding" and not tied and not hasattr(method, "plan_steps"):
             message = f"{origin}: {resolved.method} needs the inputs of a matrix, an embedding has none"
             hint = 'exclude it, {module = "embedding", exclude = true}, and add an rtn step for it'
             raise UsageError("recipe.module", message, hint)

@@ -20,6 +20,7 @@ from edge.compress.calibrate import CalibrationText, read_text, token_windows
 from edge.compress.layerwise import LayerwiseRun
 from edge.compress.method import Inputs, Plan, plan
 from edge.compress.partial import PartialModel, UnitTensors, job_key
+from edge.compress.planning import PLAN, Planning, planned_recipe
 from edge.core.console import Ticker, progress
 from edge.core.errors import EdgeError
 from edge.core.files import SCHEMA, atomic_folder, refuse_existing, write_json
@@ -69,6 +70,7 @@ class Job:
     recipe: Recipe
     plan: Plan
     text: CalibrationText | None
+    planning: Planning | None = None
 
     @cached_property
     def units(self) -> list[list[str]]:
@@ -79,14 +81,27 @@ class Job:
         """Fill `folder`, leaving out the units that are there."""
         partial = PartialModel(folder, self._key(), len(self.units))
         self.checkpoint.save_tokenizer(folder)
+        windows = None
+        if self.text is not None:
+            context = self.checkpoint.spec.context_length
+            windows = token_windows(self.text.text, folder, self.recipe.calibration, context)
+            self._carry_out_planning(folder, windows)
         with progress(f"Compressing to {self.recipe.name}", len(self.units)) as tick:
-            if self.text is None:
+            if windows is None or not self.plan.calibrated:
                 self._run_plain(partial, tick)
             else:
-                context = self.checkpoint.spec.context_length
-                windows = token_windows(self.text.text, folder, self.recipe.calibration, context)
                 LayerwiseRun(self, partial, windows).run(tick)
         self._write_config(folder, partial.close())
+        (folder / PLAN).unlink(missing_ok=True)
+
+    def _carry_out_planning(self, folder: Path, windows: torch.Tensor) -> None:
+        """From here on the recipe and the plan have the steps that a planning one became."""
+        found = planned_recipe(self.checkpoint, self.recipe, self.plan.tasks, windows, folder)
+        if found is not None:
+            self.planning = Planning(self.recipe, found.summary)
+            self.recipe = found.recipe
+            spec = self.checkpoint.spec
+            self.plan = plan(self.recipe, spec.matrices(), tied=bool(spec.tied_copies))
 
     def _run_plain(self, partial: PartialModel, tick: Ticker) -> None:
         for unit in range(len(self.units)):
@@ -139,6 +154,8 @@ class Job:
             "calibration_sha256": self.text.sha256 if self.text else None,
             "tool_versions": tool_versions(),
         }
+        if self.planning is not None:
+            config["edge"]["planning"] = self.planning
         write_json(folder / "config.json", config)
 
 
