@@ -5,7 +5,8 @@ Transformers", ICLR 2023, arXiv:2210.17323.
 
 Columns are rounded one after the other; the error of each is spread over the columns still to come so that the
 outputs on the calibration data change least: with U upper triangular and U^T U = H^-1, the error of column j is
-e = (w_j - q_j) / U_jj, and column k > j becomes w_k - e U_jk (equations 2 to 4, and the Cholesky form of section 3.3).
+e = (w_j - q_j) / U_jj, and column k > j becomes w_k - e U_jk (equations 2 to 4, and the Cholesky form of section 3.3;
+`edge/compress/propagation.py` has it).
 
 The variants of the authors' code: `act_order` visits columns by falling input energy; with `static_groups` grids are
 fitted to the original weights in their original order, so that the order of the visit leaves no trace in the stored
@@ -15,13 +16,12 @@ tensor; without, a group's grid is fitted when the visit reaches it, to the weig
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 
 from edge.compress.grid import FittedGrid, fit_grid
 from edge.compress.method import AffineOptions, Inputs
-from edge.core.errors import EdgeError, UsageError
+from edge.compress.propagation import round_part, visiting_order
+from edge.core.errors import UsageError
 from edge.core.weight import CompressedTensor
 
 CALIBRATED = True
@@ -54,7 +54,7 @@ def compress(name: str, weight: torch.Tensor, options: Options, inputs: Inputs |
     if inputs is None:
         raise UsageError("gptq.inputs", f"{name}: gptq needs calibration inputs", "give a calibration text")
     importance = inputs.hessian.diagonal() if options.search else None
-    order, factor = _visiting_order(inputs, options.act_order, options.damping)
+    order, factor = visiting_order(inputs, options.act_order, options.damping)
     if options.static_groups:
         grid = fit_grid(weight, options.encoding, search=options.search, importance=importance)
         codes = torch.empty(weight.shape, dtype=torch.uint8)
@@ -67,41 +67,18 @@ def compress(name: str, weight: torch.Tensor, options: Options, inputs: Inputs |
     return grid.tensor(name, codes)
 
 
-@lru_cache(maxsize=1)
-def _visiting_order(inputs: Inputs, act_order: bool, damping: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The order of the columns, and U, upper triangular, with U^T U = H^-1 for the damped H in that order.
-
-    A column whose input was always zero is cut off from the others: it is rounded to nearest.
-    """
-    hessian = inputs.hessian.clone()
-    diagonal = hessian.diagonal()
-    dead = diagonal == 0
-    diagonal[dead] = diagonal.mean() or 1.0
-    order = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(len(diagonal))
-    hessian = hessian[order][:, order]
-    mean = hessian.diagonal().mean()
-    for more in (1, 10, 100, 1e3, 1e4, 1e5, 1e6):
-        damped = hessian + torch.eye(len(order)) * (mean * min(damping * more, 1.0))
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if not failed:
-            return order, upper
-    raise EdgeError("gptq.hessian", "the inputs of a layer are too alike to be inverted", "raise `damping`")
-
-
 def _round_in_order(
     weight: torch.Tensor, grid: FittedGrid, order: torch.Tensor, factor: torch.Tensor, block: int
 ) -> torch.Tensor:
     """Codes uint8 [rows, columns], in the original order. Works on the transpose: a column's values lie together."""
     columns = weight.shape[1]
     group = order // (grid.encoding.group_size or columns)
-    scales, zeros = grid.scales.T[group].contiguous(), grid.zeros.T[group].contiguous()
+    rounding = _Rounding(grid.scales.T[group].contiguous(), grid.zeros.T[group].contiguous(), grid.encoding.bits)
     rest = weight.T[order].contiguous()
-    codes = torch.empty(rest.shape, dtype=torch.uint8)
     for start in range(0, columns, block):
-        part = slice(start, min(start + block, columns))
-        codes[order[part]] = _round_block(rest, part, scales[part], zeros[part], factor, grid.encoding.bits)
+        round_part(rest, slice(start, min(start + block, columns)), factor, rounding)
+    codes = torch.empty(rest.shape, dtype=torch.uint8)
+    codes[order] = rounding.codes
     return codes.T.contiguous()
 
 
@@ -118,29 +95,26 @@ def _round_group_by_group(
         weights = None if importance is None else importance[part]
         grid = fit_grid(rest[part].T.contiguous(), encoding, search=options.search, importance=weights)
         scales[:, group], zeros[:, group] = grid.scales[:, 0], grid.zeros[:, 0]
-        width = part.stop - part.start
-        codes[part] = _round_block(
-            rest, part, grid.scales.T.expand(width, -1), grid.zeros.T.expand(width, -1), factor, encoding.bits
-        )
+        shape = (part.stop - part.start, rows)
+        rounding = _Rounding(grid.scales.T.expand(shape), grid.zeros.T.expand(shape), encoding.bits, part.start)
+        round_part(rest, part, factor, rounding)
+        codes[part] = rounding.codes
     return FittedGrid(encoding, scales, zeros), codes.T.contiguous()
 
 
-def _round_block(
-    rest: torch.Tensor, part: slice, scales: torch.Tensor, zeros: torch.Tensor, factor: torch.Tensor, bits: int
-) -> torch.Tensor:
-    """Round the columns `part` of the transposed weights `rest` and correct those after them, in place.
+class _Rounding:
+    """Rounds columns from `first` on to grids with scales and zeros [columns, rows], and keeps their codes uint8."""
 
-    scales, zeros: [columns of the part, rows]. Returns codes uint8 of the same shape.
-    """
-    below = zeros.floor()
-    between = zeros - below  # one half on the half-integer grid
-    inverse = torch.where(scales == 0, 0, 1 / scales)
-    inside, errors, upper = rest[part], torch.empty(scales.shape), factor[part, part]
-    codes = torch.empty(scales.shape, dtype=torch.uint8)
-    for i in range(len(inside)):
-        code = torch.addcmul(between[i], inside[i], inverse[i]).round_().add_(below[i]).clamp_(0, (1 << bits) - 1)
-        codes[i] = code.to(torch.uint8)
-        errors[i] = (inside[i] - (code - zeros[i]) * scales[i]) / upper[i, i]
-        inside[i + 1 :].addr_(upper[i, i + 1 :], errors[i], alpha=-1)
-    rest[part.stop :].addmm_(factor[part, part.stop :].T, errors, alpha=-1)
-    return codes
+    def __init__(self, scales: torch.Tensor, zeros: torch.Tensor, bits: int, first: int = 0) -> None:
+        self.scales, self.zeros, self.top, self.first = scales, zeros, (1 << bits) - 1, first
+        self.below = zeros.floor()
+        self.between = zeros - self.below  # one half on the half-integer grid
+        self.inverse = torch.where(scales == 0, 0, 1 / scales)
+        self.codes = torch.empty(scales.shape, dtype=torch.uint8)
+
+    def __call__(self, columns: slice, values: torch.Tensor) -> torch.Tensor:
+        at = slice(columns.start - self.first, columns.stop - self.first)
+        code = torch.addcmul(self.between[at], values, self.inverse[at])
+        code = code.round_().add_(self.below[at]).clamp_(0, self.top)
+        self.codes[at] = code.to(torch.uint8)
+        return (code - self.zeros[at]) * self.scales[at]
