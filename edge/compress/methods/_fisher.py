@@ -1,14 +1,15 @@
 """Sensitivities by the Fisher information: one walk forwards, one backwards, a layer in memory at a time.
 
-To second order a change dW of a matrix adds KL = 1/2 E[(sum_t g_t^T dW x_t)^2] / T nats per token, with x_t the inputs
-of T tokens and g_t the gradients, at its outputs, of the summed loss on labels that the model itself draws (so that the
-expectation is the Fisher information; with the text's own labels it would not be). Taken apart as in Martens, Grosse:
-"Optimizing Neural Networks with Kronecker-factored Approximate Curvature", ICML 2015, arXiv:1503.05671, inputs and
-gradients independent and tokens too, it is 1/2 tr(G dW H dW^T) with H = E[x x^T], G = E[g g^T]. Rows are rounded
-independently of each other, so that G's diagonal is enough: what is off it averages out.
+To second order a change dW of a matrix adds a divergence of 1/2 E[z^2] / T nats per token, with z = sum_t g_t^T dW x_t
+over the T tokens of a window, x_t the matrix's inputs and g_t the gradients, at its outputs, of the summed loss on
+labels that the model itself draws (then the expectation is the Fisher information; with the text's own labels it would
+not be). Rows are rounded independently of each other, so that the products of their parts of z average out, and
+1/2 sum_i E[z_i^2] / T over rows i is far less noisy. Tokens are not taken for independent, as Martens and Grosse's
+Kronecker factors ("Optimizing Neural Networks with Kronecker-factored Approximate Curvature", ICML 2015,
+arXiv:1503.05671) would have it: what attention averages over tokens, an error of the values, adds up.
 
-A head's divergence needs no approximation: its logits are computed. An embedding's is 1/2 E[(g_t^T de_t)^2] with de_t
-the change of token t's row; one that is the head as well has both.
+A head's divergence needs no approximation: its logits are computed. An embedding's rows are those of its tokens; one
+that is the head as well has both parts.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import nn
 
 from edge.compress.calibrate import HiddenStates
 from edge.compress.fold import matrix
-from edge.compress.method import Inputs, InputStatistics
+from edge.compress.method import Inputs
 from edge.compress.methods._trial import (
     HEAD_ROWS,
     Estimate,
@@ -31,7 +32,6 @@ from edge.compress.methods._trial import (
     OneLayerModel,
     Outcome,
     Trials,
-    second_order,
     try_choice,
 )
 from edge.core.console import Ticker
@@ -120,48 +120,60 @@ class FisherWalk:
         self, walk: HiddenStates, index: int, layer: Layer, module: nn.Module, gradients: list[torch.Tensor]
     ) -> None:
         """Costs of the layer's matrices; `gradients` at its outputs become those at its inputs."""
-        states = torch.from_numpy(np.load(self._boundary(index)))
-        with self._observed(layer) as (statistics, energies):
-            for window in range(len(states)):
-                entering = states[window : window + 1].requires_grad_()
+        walk.states = list(torch.from_numpy(np.load(self._boundary(index))).split(1))
+        with torch.no_grad():
+            changes = self._changes(walk, index, layer, module)
+        with self._projected(changes) as projections:
+            for window, state in enumerate(walk.states):
+                entering = state.requires_grad_()
                 walk.run(index, module, entering).backward(gradients[window])
                 gradients[window] = entering.grad
-        tokens = self.windows.numel()
-        with torch.no_grad():
-            for group in layer.linears():
-                inputs = statistics.pop(group[0].name).inputs()
-                for linear in group:
-                    self._try_matrix(linear, inputs, energies[linear.name] / tokens)
+        for linear, sums in projections.items():
+            name, tokens = linear.weight, self.windows.numel()
+            added = (0.5 * sums / tokens).tolist()
+            self.outcomes[name] = [o.plus(more) for o, more in zip(self.outcomes[name], added, strict=True)]
 
-    def _try_matrix(self, linear: Linear, inputs: Inputs, energy: torch.Tensor) -> None:
-        name = linear.weight
-        weight = matrix(self.loader.model.get_parameter, linear).contiguous()
-        outcomes = self.outcomes.setdefault(name, [])
-        for task in self.trials.get(name, ()):
-            tensor = try_choice(task, name, weight, inputs, self.estimate)
-            change = torch.from_numpy(tensor.dequantize()) - weight
-            outcomes.append(Outcome.of(second_order(change, inputs, energy), tensor))
+    def _changes(self, walk: HiddenStates, index: int, layer: Layer, module: nn.Module) -> dict[Linear, torch.Tensor]:
+        """How every choice changes each matrix: bfloat16 [choices, out_features, in_features]."""
+        changes = {}
+        for group in layer.linears():
+            planned = [linear for linear in group if linear.weight in self.trials]
+            inputs = None
+            if any(task.method.CALIBRATED for linear in planned for task in self.trials[linear.weight]):
+                reader = self.loader.model.get_submodule(group[0].name)
+                inputs = walk.inputs_of(index, module, reader, group[0].in_features)
+            for linear in planned:
+                weight = matrix(self.loader.model.get_parameter, linear).contiguous()
+                tasks = self.trials[linear.weight]
+                change = torch.empty(len(tasks), *weight.shape, dtype=torch.bfloat16)
+                tensors = [try_choice(task, linear.weight, weight, inputs, self.estimate) for task in tasks]
+                for choice, tensor in enumerate(tensors):
+                    change[choice] = torch.from_numpy(tensor.dequantize()) - weight
+                self.outcomes[linear.weight] = [Outcome.of(0.0, tensor) for tensor in tensors]
+                changes[linear] = change
+        return changes
 
     @contextmanager
-    def _observed(self, layer: Layer) -> Iterator[tuple[dict[str, InputStatistics], dict[str, torch.Tensor]]]:
-        """While it is open, gathers the inputs of every group and the sum of squared gradients of every output."""
-        statistics = {group[0].name: InputStatistics(group[0].in_features) for group in layer.linears()}
-        energies = {linear.name: torch.zeros(linear.out_features) for group in layer.linears() for linear in group}
+    def _projected(self, changes: dict[Linear, torch.Tensor]) -> Iterator[dict[Linear, torch.Tensor]]:
+        """While it is open, every window that runs back adds its sum_i z_i^2 by every change: [choices] each."""
+        sums = {linear: torch.zeros(len(change)) for linear, change in changes.items()}
 
-        def observe(name: str) -> torch.utils.hooks.RemovableHandle:
+        def observe(linear: Linear) -> torch.utils.hooks.RemovableHandle:
             def forward(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-                if name in statistics:
-                    statistics[name].add(args[0].detach())
+                inputs = args[0].detach().flatten(0, -2)
+
+                def backward(gradient: torch.Tensor) -> None:
+                    of_weight = gradient.flatten(0, -2).T @ inputs
+                    for choice, change in enumerate(changes[linear]):
+                        sums[linear][choice] += (change * of_weight).sum(-1).square().sum()
+
                 output.register_hook(backward)
 
-            def backward(gradient: torch.Tensor) -> None:
-                energies[name].add_(gradient.flatten(0, -2).square().sum(0))
+            return self.loader.model.get_submodule(linear.name).register_forward_hook(forward)
 
-            return self.loader.model.get_submodule(name).register_forward_hook(forward)
-
-        handles = [observe(name) for name in energies]
+        handles = [observe(linear) for linear in changes]
         try:
-            yield statistics, energies
+            yield sums
         finally:
             for handle in handles:
                 handle.remove()
@@ -179,9 +191,15 @@ class FisherWalk:
                 tensor = try_choice(task, name, weight, None, self.estimate)
                 self.outcomes[name].append(Outcome.of(0.0, tensor))
                 changes.append(torch.from_numpy(tensor.dequantize())[tokens] - weight[tokens])
-        gradient = torch.cat(gradients).flatten(0, 1) * self.spec.embedding_scale
-        added = [0.5 * float((gradient * change).sum(-1).square().mean()) for change in changes]
+        gradient = torch.cat(gradients) * self.spec.embedding_scale
+        added = [self._projected_rows(gradient, change.view_as(gradient)) for change in changes]
         self.outcomes[name] = [o.plus(more) for o, more in zip(self.outcomes[name], added, strict=True)]
+
+    def _projected_rows(self, gradient: torch.Tensor, change: torch.Tensor) -> float:
+        """The same of an embedding's rows; gradient, change: [samples, tokens, hidden]."""
+        products = (gradient * change).sum(-1)
+        rows = torch.zeros(len(products), self.spec.vocab_size).scatter_add_(1, self.windows, products)
+        return 0.5 * float(rows.square().sum()) / products.numel()
 
 
 def _loss_gradient(norm: nn.Module, head: Head, states: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -4,7 +4,8 @@ States (the undominated pairs of weight and cost of all selections of the first 
 Nemhauser, Ullmann: "Discrete Dynamic Programming and Capital Allocation", Management Science 15, 1969. A state goes
 when the linear relaxation of the classes still to come shows that nothing better than a known selection comes of it:
 Dyer, Riha, Walker: "A hybrid dynamic programming/branch-and-bound algorithm for the multiple-choice knapsack problem",
-Journal of Computational and Applied Mathematics 58, 1995. The relaxation takes the edges of all classes' lower convex hulls in the order of the savings per weight.
+Journal of Computational and Applied Mathematics 58, 1995. The relaxation takes the edges of all classes' lower convex
+hulls in the order of the savings per weight.
 """
 
 from __future__ import annotations

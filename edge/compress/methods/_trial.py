@@ -13,7 +13,6 @@ from torch import nn
 from edge.compress.calibrate import HiddenStates
 from edge.compress.grid import fit_grid
 from edge.compress.method import Inputs, Task
-from edge.compress.methods.awq import output_errors
 from edge.core.weight import Affine, Compressed, CompressedTensor
 from edge.models.checkpoint import Checkpoint
 from edge.models.spec import DecoderSpec
@@ -54,11 +53,6 @@ def try_choice(
         grid = fit_grid(weight, encoding, importance=inputs.hessian.diagonal())
         return grid.tensor(name, grid.encode(weight))
     return task.run(name, weight, inputs)
-
-
-def second_order(change: torch.Tensor, inputs: Inputs, energy: torch.Tensor) -> float:
-    """Half the quadratic form of a change [rows, columns] with inputs' X^T X and outputs' mean g^2 [rows]."""
-    return 0.5 * float(output_errors(change, inputs.hessian) @ energy)
 
 
 class OneLayerModel:
