@@ -160,9 +160,14 @@ def encode_values(format: CacheFormat, tables: CacheTables, values: Floats) -> C
 
 def decode_values(format: CacheFormat, tables: CacheTables, coded: CodedValues) -> Floats:
     """Values [tokens, H, D]: scale * y + offset."""
-    y = coded.codes.astype(F32) - F32(128) if format.value_bits == 8 else tables.value_levels[coded.codes]
-    y = _with_outliers(y, coded)
+    y = value_levels(format, tables, coded)
     return coded.scales.astype(F32)[..., None] * y + coded.offsets.astype(F32)[..., None]
+
+
+def value_levels(format: CacheFormat, tables: CacheTables, coded: CodedValues) -> Floats:
+    """y [tokens, H, D]: values before their scale and offset, the outliers among them."""
+    y = coded.codes.astype(F32) - F32(128) if format.value_bits == 8 else tables.value_levels[coded.codes]
+    return _with_outliers(y, coded)
 
 
 def _key_levels(format: CacheFormat, tables: CacheTables, codes: NDArray[np.uint8]) -> Floats:
