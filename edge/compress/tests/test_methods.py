@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from edge.compress.grid import fit_grid
-from edge.compress.method import InputStatistics, load_method
-from edge.compress.methods import autoround, gptq, hqq, rtn
+from edge.compress.method import AffineOptions, InputStatistics, load_method
+from edge.compress.methods import autoround, finequant, gptq, hqq, rtn
 from edge.core.errors import EdgeError, UsageError
 from edge.core.plugins import METHODS
 from edge.core.recipe import check_options
@@ -14,6 +14,7 @@ from edge.core.weight import Affine
 from edge.models.stored import from_stored, stored_names, to_stored
 
 COMPRESSING = [name for name in METHODS.names() if hasattr(load_method(name), "compress")]
+UNIFORM = [name for name in COMPRESSING if issubclass(load_method(name).Options, AffineOptions)]
 SETTINGS = [
     {"bits": 2, "group_size": 32},
     {"bits": 3, "group_size": 64, "grid": "zero_point"},
@@ -48,27 +49,42 @@ def options_of(name, settings):
     return check_options(settings, load_method(name).Options, name)
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("name", COMPRESSING)
-def test_contract(name, settings):
+def compressed(name, settings):
+    """What a method makes of the problem: the same twice, stored at the size that it states."""
     weight, inputs = problem()
     kept = weight.clone()
     method, options = load_method(name), options_of(name, settings)
     tensor = method.compress("m.weight", weight, options, inputs)
     again = method.compress("m.weight", weight.clone(), options, problem()[1])
     assert torch.equal(weight, kept)
-    assert tensor.shape == weight.shape and tensor.encoding == options.encoding
+    assert tensor.shape == weight.shape
     assert all(np.array_equal(tensor.parts[part], again.parts[part]) for part in tensor.parts)
     stored = to_stored(tensor)
     assert sum(part.nbytes for part in stored.values()) == tensor.stored_bytes
     names = stored_names("m.weight", tensor.shape, tensor.encoding)
     back = from_stored("m.weight", tensor.shape, tensor.encoding, stored.get, names)
     assert np.array_equal(back.dequantize(), tensor.dequantize())
-    nearest = rtn.compress("m.weight", weight, options_of("rtn", settings))
-    assert output_error(tensor, weight, inputs) <= output_error(nearest, weight, inputs)
+    return tensor
 
 
 @pytest.mark.parametrize("name", COMPRESSING)
+def test_contract_of_the_defaults(name):
+    compressed(name, {})
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("name", UNIFORM)
+def test_contract(name, settings):
+    """finequant alone chooses the group size; it is held against rounding in groups of the same size."""
+    tensor, (weight, inputs) = compressed(name, settings), problem()
+    if name != "finequant":
+        assert tensor.encoding == options_of(name, settings).encoding
+    chosen = {**settings, "group_size": tensor.encoding.group_size}
+    nearest = rtn.compress("m.weight", weight, options_of("rtn", chosen))
+    assert output_error(tensor, weight, inputs) <= output_error(nearest, weight, inputs)
+
+
+@pytest.mark.parametrize("name", UNIFORM)
 def test_bits_and_groups_that_cannot_be_stored(name):
     for wrong in ({"bits": 1}, {"bits": 9}, {"group_size": 48}):
         with pytest.raises(UsageError):
@@ -232,6 +248,23 @@ def test_hqq_lets_few_weights_be_wrong():
         assert errors[0].sum() < 0.97 * errors[1].sum()
 
 
+def test_finequant_takes_small_groups_where_outliers_are_few():
+    """Ranges: all alike; one group of 32 ten times the others; one half of the row ten times the other."""
+    random = torch.Generator().manual_seed(4)
+    even = torch.rand(16, 512, generator=random) * 2 - 1
+    even[:, ::16] = 1
+    even[:, 1::16] = -1
+    spiky, halves = even.clone(), even.clone()
+    spiky[:, 64:96] *= 10
+    halves[:, 256:] *= 10
+    sizes = [finequant.compress("m", w, finequant.Options()).encoding.group_size for w in (even, spiky, halves)]
+    assert sizes == [0, 32, 128]
+    assert finequant.group_size(spiky, finequant.Options(group_size=64)) == 64
+    assert finequant.group_size(spiky, finequant.Options(alpha=0.0)) == 0
+    assert finequant.group_size(spiky[:, 64:128], finequant.Options()) == 32
+    assert finequant.group_size(spiky[:, :32], finequant.Options()) == 0
+
+
 @pytest.mark.parametrize("grid", ["symmetric", "zero_point", "half_integer"])
 def test_gradients_of_autoround_are_those_of_its_formula(grid):
     """Straight through every rounding, by finite differences of the formula with no rounding inside the range."""
@@ -262,6 +295,12 @@ def test_autoround_finds_better_roundings_than_the_nearest():
 def test_autoround_refuses_options_out_of_range(wrong):
     with pytest.raises(UsageError):
         options_of("autoround", wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"alpha": 1.5}, {"alpha": -0.1}])
+def test_finequant_refuses_options_out_of_range(wrong):
+    with pytest.raises(UsageError):
+        options_of("finequant", wrong)
 
 
 @pytest.mark.parametrize("wrong", [{"p": 0.0}, {"p": 1.5}, {"beta": 0.0}, {"growth": 0.5}, {"iterations": 0}])
