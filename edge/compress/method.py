@@ -1,8 +1,10 @@
 """What a compression method is: a module of `edge.compress.methods` with options and mathematics.
 
-A module may have four functions, each of which makes it part of the pipeline at its own place:
+A module may have five functions, each of which makes it part of the pipeline at its own place:
 
 - `plan_steps(request)`: takes tensors like a method that compresses, and says which steps do that (`planning.py`).
+- `rewrite(checkpoint, options, seed)`: another checkpoint of the same function, whose tensors are computed as they are
+  read: for changes that span the model.
 - `prepare(block, options)`: changes the float weights of a decoder layer without changing its function, before anything
   in it is compressed. A module with nothing else is a preparation: its step takes no tensors from later steps.
 - `compress_block(block, options)`: compresses matrices of a decoder layer together.
@@ -26,6 +28,7 @@ from edge.core.weight import Affine, CompressedTensor, Grid
 if TYPE_CHECKING:
     from edge.compress.block import Block
     from edge.compress.planning import Planned, PlanRequest
+    from edge.models.checkpoint import Checkpoint
 
 
 class AffineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +89,9 @@ class Method(Protocol):
     def plan_steps(self, request: PlanRequest) -> Planned:
         """Steps that take the place of the method's own, once the text and the weights are known. May be missing."""
 
+    def rewrite(self, checkpoint: Checkpoint, options: Any, seed: int) -> Checkpoint:
+        """The same function by other weights, for the whole model. May be missing."""
+
     def prepare(self, block: Block, options: Mapping[str, Any]) -> None:
         """Fold into a layer what makes the matrices named in `options` easier to compress. May be missing."""
 
@@ -136,19 +142,37 @@ def plan(recipe: Recipe, tensors: list[tuple[str, ModuleKind]], *, tied: bool = 
     takes = [i for i, method in enumerate(methods) if hasattr(method, "compress") or hasattr(method, "plan_steps")]
     if sum(hasattr(method, "plan_steps") for method in methods) > 1:
         hint = "leave tensors to other steps by rules of the one, or give them other choices there"
-        raise UsageError("recipe.plans", f"{recipe.name} has several steps that plan: each is for the whole model", hint)
+        raise UsageError(
+            "recipe.plans", f"{recipe.name} has several steps that plan: each is for the whole model", hint
+        )
     if not takes:
         hint = "add a step with a method that compresses, such as rtn"
         raise UsageError("recipe.prepares_only", f"{recipe.name} prepares the model and compresses nothing", hint)
     tasks = _tasks(recipe, tensors, takes, tied)
     preparations = []
     for index, method in enumerate(methods):
-        if index not in takes:
+        if index not in takes and hasattr(method, "prepare"):
             linears = [(name, kind) for name, kind in tensors if kind == "linear"]
             preparations.append(_tasks(recipe, linears, [index], tied))
         elif hasattr(method, "prepare"):
             preparations.append({name: task for name, task in tasks.items() if task.resolved.step == index})
     return Plan(tasks, tuple(preparations))
+
+
+def rewritten(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
+    """What the recipe's first steps make of the whole model. Raises `UsageError` for such a step that comes later."""
+    others = 0
+    for step in recipe.steps:
+        method = load_method(step.method)
+        if not hasattr(method, "rewrite"):
+            others += 1
+            continue
+        origin = f"{recipe.name}: {step.method}"
+        if others or step.rules:
+            message = f"{origin} changes the whole model, before any other step"
+            raise UsageError("recipe.rewrite", message, "put it first, without rules")
+        checkpoint = method.rewrite(checkpoint, check_options(step.options, method.Options, origin), recipe.seed)
+    return checkpoint
 
 
 def _tasks(recipe: Recipe, tensors: list[tuple[str, ModuleKind]], steps: list[int], tied: bool) -> Tasks:

@@ -18,7 +18,7 @@ import torch
 from edge import __version__
 from edge.compress.calibrate import CalibrationText, read_text, token_windows
 from edge.compress.layerwise import LayerwiseRun
-from edge.compress.method import Inputs, Plan, plan
+from edge.compress.method import Inputs, Plan, plan, rewritten
 from edge.compress.partial import PartialModel, UnitTensors, job_key
 from edge.compress.planning import PLAN, Planning, planned_recipe
 from edge.core.console import Ticker, progress
@@ -49,6 +49,7 @@ def compress(
     checkpoint = open_checkpoint(source)
     if checkpoint.compressed:
         raise EdgeError("compress.twice", f"{source} is compressed already", "start from the original checkpoint")
+    checkpoint = rewritten(checkpoint, recipe)
     planned = plan(recipe, checkpoint.spec.matrices(), tied=bool(checkpoint.spec.tied_copies))
     if planned.calibrated and checkpoint.spec.task != "decoder":
         message = (
@@ -151,6 +152,7 @@ class Job:
             "resolved": {name: task.resolved for name, task in self.plan.tasks.items()},
             "source": checkpoint.origin,
             "source_sha256": checkpoint.sha256,
+            "parameters": checkpoint.parameters,
             "calibration_sha256": self.text.sha256 if self.text else None,
             "tool_versions": tool_versions(),
         }

@@ -66,9 +66,15 @@ class Checkpoint:
         self.encodings: Mapping[str, Compressed] = settings.encodings if settings else {}
         self._store = store
         self._write_tokenizer = write_tokenizer
+        self._parameters = settings.parameters if settings else None
         self.generation = generation
         self._shapes = tensor_shapes(self.spec)
         self._stored_names = _match(store.shapes(), self._shapes, self._compressed_parts(), self.spec)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold the weights."""
+        return self._store.files
 
     @property
     def name(self) -> str:
@@ -78,18 +84,24 @@ class Checkpoint:
     @cached_property
     def sha256(self) -> str:
         """Identity of the weights: the digest of their file, or of the digests of several."""
-        digests = [files.sha256(path) for path in sorted(self._store.files)]
+        digests = [files.sha256(path) for path in sorted(self.files)]
         return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
     @property
     def parameters(self) -> int:
-        """Number of weights, tied ones once."""
-        return sum(math.prod(shape) for shape in self._shapes.values())
+        """Number of weights of the original, tied ones once: a head that compression gave a matrix of its own is no
+        more weights, only more bits for them.
+        """
+        return self._parameters or sum(math.prod(shape) for shape in self._shapes.values())
 
     @property
     def stored_bytes(self) -> int:
         """Bytes that the weights take on disk."""
-        return sum(self._store.stored_bytes(name) for parts in self._stored_names.values() for name in parts)
+        return sum(map(self.stored_bytes_of, self._stored_names))
+
+    def stored_bytes_of(self, name: str) -> int:
+        """Bytes that a tensor takes on disk, with all its parts."""
+        return sum(self._store.stored_bytes(part) for part in self._stored_names[name])
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -154,6 +166,12 @@ class Checkpoint:
         """A norm's weight, a bias or a table, as float32 of its own."""
         return self.tensor(name).float().clone().numpy()
 
+    def with_store(self, config: PretrainedConfig, store: TensorStore) -> Checkpoint:
+        """The same uncompressed model with the tensors of `store`, as `config` asks for them."""
+        other = Checkpoint(self.source, config, store, self._write_tokenizer, self.generation)
+        other._parameters = self.parameters
+        return other
+
     def release(self) -> None:
         """Give the memory of the mapped files back. Tensors that share it stay valid and are read again."""
         self._store.release()
@@ -187,6 +205,7 @@ class CompressionSettings(msgspec.Struct, frozen=True):
     activations: Literal["a8", "f32"]
     recipe: dict[str, Any] | None = None
     source: str | None = None
+    parameters: int | None = None
     schema: int = files.SCHEMA
 
 
@@ -247,7 +266,7 @@ def _settings(folder: Path, config: dict[str, Any]) -> CompressionSettings | Non
         raise EdgeError("file.newer", f"{folder} was written by a newer edge", "upgrade edge")
     try:
         edge = config.get("edge", {})
-        about = {"recipe": edge.get("recipe"), "source": edge.get("source")}
+        about = {key: edge.get(key) for key in ("recipe", "source", "parameters")}
         return msgspec.convert({**section, **about}, CompressionSettings)
     except (msgspec.ValidationError, UsageError) as error:
         raise damaged(folder / "config.json", str(error)) from error
