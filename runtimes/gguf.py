@@ -31,7 +31,7 @@ def open(bundle: Bundle, options: SessionOptions) -> Session:
 
 def versions() -> dict[str, str]:
     """Versions of what computes. Raises `EngineMissing` without llama-cpp-python."""
-    _api()
+    library()
     return {"llama-cpp-python": version("llama-cpp-python")}
 
 
@@ -41,8 +41,8 @@ class LlamaCppSession:
     def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
         self.context_length = bundle.manifest.context_length
         self.vocab_size = bundle.manifest.vocab_size
-        self._api = _api()
-        _errors(self._api).clear()
+        self._api = library()
+        reported_errors(self._api).clear()
         self._position = 0
         self._model = self._api.llama_model_load_from_file(
             os.fsencode(bundle.artefact), self._api.llama_model_default_params()
@@ -117,7 +117,7 @@ class LlamaCppSession:
 
     def _reason(self) -> str:
         """The first error, on one line: those after it only say that something failed."""
-        errors = _errors(self._api)
+        errors = reported_errors(self._api)
         return f": {' '.join(errors[0].split())[:300]}" if errors else ""
 
     def _failed(self, bundle: Bundle) -> EdgeError:
@@ -126,7 +126,7 @@ class LlamaCppSession:
 
 
 @cache
-def _errors(api: Any) -> list[str]:
+def reported_errors(api: Any) -> list[str]:
     """What llama.cpp reports as errors from now on, instead of its chatter on stderr."""
     lines: list[str] = []
 
@@ -149,7 +149,8 @@ def _settings(api: Any, manifest: Manifest, options: SessionOptions) -> Any:
     return settings
 
 
-def _api() -> Any:
+def library() -> Any:
+    """llama-cpp-python's module, ready for use. Raises `EngineMissing` without it."""
     try:
         import llama_cpp
     except ImportError as error:

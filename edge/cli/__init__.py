@@ -27,6 +27,7 @@ from edge.cli import (
     recipes,
     report,
     run,
+    study,
     targets,
     trace,
 )
@@ -69,7 +70,7 @@ def _with_verbosity(command: Callable[..., None]) -> Callable[..., None]:
 
 
 for panel, modules in {
-    "The job": (compress, export, run, evaluate, profile, compare, import_, report, trace, demo),
+    "The job": (compress, export, run, evaluate, profile, compare, study, import_, report, trace, demo),
     "What there is": (recipes, methods, targets, devices, doctor),
 }.items():
     for module in modules:

@@ -13,6 +13,7 @@ from edge.core.plugins import RUNTIMES
 from edge.core.session import SessionOptions
 from edge.evaluate.answers import compare_answers, sound_sources, text_sources
 from edge.evaluate.forward import compare_images, compare_texts
+from edge.evaluate.recorded import RecordedOriginal
 from edge.evaluate.run import Subject, evaluate
 from edge.models.checkpoint import Checkpoint, open_checkpoint
 from edge.models.folder import load_config
@@ -32,8 +33,11 @@ def evaluate_path(
     context_length: int | None = None,
     max_bytes: int | None = None,
     threads: int = 0,
+    records: Path | None = None,
 ) -> Evaluation | Agreement:
     """Score `path` on the first `max_bytes` of a UTF-8 text file, beside the original where that is given.
+
+    records: a folder where a decoder's original keeps its logits, for further models on the same text.
 
     An encoder or a vision model is held against the original, which it needs; images: a folder of them, synthetic ones
     where None.
@@ -54,7 +58,7 @@ def evaluate_path(
     try:
         tokenizer = tokenizer_of(opened.path) if isinstance(opened, Bundle) else checkpoint_tokenizer(opened)
         if against is not None:
-            original = open_folder(open_checkpoint(against), session.context_length)
+            original = _open_original(against, session.context_length, records)
         return evaluate(
             session,
             about,
@@ -69,6 +73,12 @@ def evaluate_path(
         session.close()
         if original is not None:
             original.close()
+
+
+def _open_original(against: str | Path, context_length: int, records: Path | None) -> Any:
+    if records is not None:
+        return RecordedOriginal(against, records)
+    return open_folder(open_checkpoint(against), context_length)
 
 
 def _required(text: Path | None) -> Path:

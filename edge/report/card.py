@@ -39,19 +39,20 @@ def render(
     rows = join(evaluations, measurements, alone=not compared)
     lines = [f"# {plain(title)}", ""]
     for shown in [*compared, *overview.results(rows)]:
-        lines += _table(shown)
+        lines += table_lines(shown)
     if stood_in := overview.emulated(rows):
-        lines += _table(stood_in)
+        lines += table_lines(stood_in)
     lines += ["## How this was measured", ""]
     for heading, facts in method.facts(rows):
         lines += [f"**{plain(heading)}**", "", *(f"- {plain(name)}: {plain(value)}" for name, value in facts), ""]
     if ran := overview.runs(rows):
-        lines += _table(ran)
+        lines += table_lines(ran)
     lines += ["## Keep in mind", "", *(f"- {plain(caveat)}" for caveat in method.caveats(rows))]
     return "\n".join(lines) + "\n"
 
 
-def _table(shown: Table) -> list[str]:
+def table_lines(shown: Table) -> list[str]:
+    """A table under its heading."""
     lines = [f"## {plain(shown.title)}", ""] if shown.title else []
     lines += [plain(shown.note), ""] if shown.note else []
     lines += [_row(["", *shown.columns]), "|" + " --- |" * (1 + len(shown.columns))]

@@ -54,7 +54,7 @@ def render(
     rows = join(evaluations, measurements, alone=not compared)
     shown = plots.sections(rows)
     lead = overview.lead(rows)
-    return _template().render(
+    return page(
         title=title,
         subtitle=_subtitle(rows),
         lead=lead.label if lead and len(rows) > 1 else "",
@@ -63,10 +63,39 @@ def render(
         emulated=overview.emulated(rows),
         runs=overview.runs(rows),
         sections=shown,
-        figures_json=script_json([_plot(figure) for section in shown for figure in section.figures]),
         facts=method.facts(rows),
         caveats=method.caveats(rows),
-        plotly=_plotly() if shown else "",
+    )
+
+
+def page(
+    *,
+    title: str,
+    subtitle: str,
+    tables: Sequence[table.Table],
+    sections: Sequence[plots.Section],
+    facts: Sequence[tuple[str, method.Facts]],
+    caveats: Sequence[str],
+    lead: str = "",
+    tiles: Sequence[Tile] = (),
+    emulated: table.Table | None = None,
+    runs: table.Table | None = None,
+) -> str:
+    """The text of a page with these parts, whoever made them."""
+    return _template().render(
+        title=title,
+        subtitle=subtitle,
+        lead=lead,
+        tiles=tiles,
+        tables=tables,
+        emulated=emulated,
+        runs=runs,
+        sections=sections,
+        figures_json=script_json([_plot(figure) for section in sections for figure in section.figures]),
+        facts=facts,
+        caveats=caveats,
+        plotly=_plotly() if sections else "",
+        sortable=any(one.sortable for one in tables),
     )
 
 

@@ -27,7 +27,7 @@ def facts(rows: Sequence[Row]) -> list[tuple[str, Facts]]:
     agreements = [(row.label, row.agreement) for row in rows if row.agreement]
     gates = [(label, found) for label, m in measured if (found := gates_of(m)) is not None]
     return [
-        *_shared("Device", measured, lambda m: _device(m.device)),
+        *_shared("Device", measured, lambda m: device_facts(m.device)),
         *_shared("Speed and memory", timed, _protocol),
         *_shared("Quality", evaluated, _text),
         *_shared("Agreement", agreements, _agreement),
@@ -53,7 +53,7 @@ def _shared(
     return [(f"{heading}: {'; '.join(labels)}", list(described)) for described, labels in found.items()]
 
 
-def _device(device: dict[str, Any]) -> Facts:
+def device_facts(device: dict[str, Any]) -> Facts:
     """A fingerprint in words, whatever fields it has."""
     shown = {
         "Model": device.get("model"),

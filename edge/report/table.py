@@ -15,20 +15,22 @@ from edge.report.results import Row
 
 @dataclass(frozen=True)
 class Cell:
-    """A value and, smaller, what to know about it."""
+    """A value and, smaller, what to know about it. order: what a sortable table sorts it by; what has none comes last."""
 
     value: str
     note: str = ""
+    order: float | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, each headed by a cell. `note` stands under the title."""
+    """Rows of cells, each headed by a cell. `note` stands under the title. sortable: by any column, in a browser."""
 
     columns: list[str]
     rows: list[tuple[Cell, list[Cell]]]
     title: str = ""
     note: str = ""
+    sortable: bool = False
 
     def turned(self) -> Table:
         """Rows as columns. The heads' notes go."""

@@ -34,16 +34,16 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
     ]
     originals = sorted({e.perplexity_original for _, _, e in points if e.perplexity_original})
     shown = layout("size on disk, MB", "perplexity, lower is better", height=380)
-    log = _perplexity_axis(shown["yaxis"], [found.perplexity for _, _, found in points] + originals)
+    log = perplexity_axis(shown["yaxis"], [found.perplexity for _, _, found in points] + originals)
     shown["xaxis"]["range"] = [0, 1.15 * largest]
     shown["shapes"] = [dashed(value) for value in originals]
-    shown["annotations"] = [_line_label(value, log=log) for value in originals]
+    shown["annotations"] = [line_label(value, log=log) for value in originals]
     said = "; ".join(f"{label}: {size:.0f} MB, perplexity {perplexity(e.perplexity)}" for label, size, e in points)
     caption = "Down and to the left is better. The dashed line is the original model." if originals else ""
     return [Figure("quality", "Perplexity by size on disk", said, caption, data, shown)]
 
 
-def _perplexity_axis(axis: dict[str, Any], values: Sequence[float]) -> bool:
+def perplexity_axis(axis: dict[str, Any], values: Sequence[float]) -> bool:
     """Room around the values; logarithmic (True) where a broken model would press the others flat."""
     low, high = min(values), max(values)
     if high > 20 * low:
@@ -54,6 +54,7 @@ def _perplexity_axis(axis: dict[str, Any], values: Sequence[float]) -> bool:
     return False
 
 
-def _line_label(value: float, *, log: bool) -> dict[str, Any]:
+def line_label(value: float, *, log: bool) -> dict[str, Any]:
+    """What stands at the dashed line of the original."""
     place = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "top", "showarrow": False}
     return {**place, "y": float(np.log10(value)) if log else value, "text": f"original {perplexity(value)}"}
