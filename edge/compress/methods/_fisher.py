@@ -94,7 +94,7 @@ class FisherWalk:
         """Gradients at what leaves the last layer, and how the tokens' rows change by every choice of the embedding."""
         norm, head = self.loader.final_norm(), Head(self.loader.checkpoint)
         generator = torch.Generator().manual_seed(self.seed)
-        gradients = [_loss_gradient(norm, head, states, generator) for states in walk.states]
+        gradients = [loss_gradient(norm, head, states, generator) for states in walk.states]
         name = f"{self.spec.embedding if self.spec.tied else self.spec.head}.weight"
         changes: list[torch.Tensor] = []
         if name in self.trials:
@@ -202,7 +202,7 @@ class FisherWalk:
         return 0.5 * float(rows.square().sum()) / products.numel()
 
 
-def _loss_gradient(norm: nn.Module, head: Head, states: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def loss_gradient(norm: nn.Module, head: Head, states: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Gradient of the summed loss, on labels that the model draws, at states [1, tokens, hidden] before the norm."""
     states = states.detach().requires_grad_()
     normed = norm(states)

@@ -16,7 +16,7 @@ from edge.compress.method import Inputs, Task
 from edge.core.weight import Affine, Compressed, CompressedTensor
 from edge.models.checkpoint import Checkpoint
 from edge.models.spec import DecoderSpec
-from edge.models.torch_model import empty_model, fill, put
+from edge.models.torch_model import empty_model, put
 
 Estimate = Literal["rounding", "method"]
 Trials = Mapping[str, Sequence[Task]]
@@ -65,7 +65,7 @@ class OneLayerModel:
 
     def start(self, windows: torch.Tensor, changed: Mapping[str, torch.Tensor] | None = None) -> HiddenStates:
         """What enters the first layer for token ids [samples, tokens], with `changed` in place of the checkpoint's."""
-        fill(self.model, self.checkpoint, self._units[0])
+        self._fill(self._units[0])
         for name, values in (changed or {}).items():
             put(self.model, name, values)
         states = HiddenStates(self.model, self.spec, windows)
@@ -75,14 +75,19 @@ class OneLayerModel:
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
         """Layer `index` while it is in memory."""
-        fill(self.model, self.checkpoint, self._units[index + 1])
+        self._fill(self._units[index + 1])
         yield self.model.get_submodule(self.spec.layers[index].name)
         self._forget(index + 1)
 
     def final_norm(self) -> nn.Module:
         name = self.spec.final_norm.name
-        fill(self.model, self.checkpoint, [n for n in self.checkpoint.names() if n.startswith(f"{name}.")])
+        self._fill([n for n in self.checkpoint.names() if n.startswith(f"{name}.")])
         return self.model.get_submodule(name)
+
+    def _fill(self, names: Sequence[str]) -> None:
+        """Plain float32, also where the checkpoint is compressed."""
+        for name in names:
+            put(self.model, name, self.checkpoint.tensor(name).to(torch.float32, copy=True))
 
     def _forget(self, unit: int) -> None:
         for name in self._units[unit]:
