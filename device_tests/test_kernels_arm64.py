@@ -15,7 +15,8 @@ import pytest
 
 from edge.kernels import pack, reference, reference_ops
 from edge.kernels.cross import ISA_FLAGS
-from edge.kernels.testing import EVERY_LAYOUT, random_tensor
+from edge.kernels.lib import CACHES
+from edge.kernels.testing import EVERY_LAYOUT, random_cache_tables, random_tensor
 
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parent / "kernels"
@@ -131,10 +132,13 @@ def fused_cases(random: np.random.Generator) -> list[Case]:
 def attention_cases(random: np.random.Generator) -> list[Case]:
     """A prompt over a cache of each type, which it fills."""
     made = []
-    for number, cache in enumerate(("f32", "f16", "int8")):
-        s = reference_ops.Attention(6, 2, 24, 0.2, cache, rotary_dim=16, window=9, softcap=5.0)
-        keys, values = s.empty_cache(32), s.empty_cache(32)
+    plain, tables = [(cache, {}) for cache in ("f32", "f16", "int8")], ((4, 2), (3, 8), (2, 3), (8, 4))
+    for cache, low_bits in (*plain, *(("table", {"key_bits": k, "value_bits": v, "outliers": 1}) for k, v in tables)):
+        s = reference_ops.Attention(6, 2, 24, 0.2, cache, rotary_dim=16, window=9, softcap=5.0, **low_bits)
+        keys, values = s.empty_cache(32), s.empty_cache(32, "values")
         given = {"cos": normal(random, 32, 8), "sin": normal(random, 32, 8), "q_norm": normal(random, 24)}
+        if low_bits:
+            given |= {"k_norm": normal(random, 24), **random_cache_tables(s)}
         qkv = normal(random, 19, 10 * 24)
         inputs = {"keys": keys[None].copy(), "values": values[None].copy(), "total": np.array(19, np.int32)}
         out = reference_ops.attention(s, qkv, keys, values, 0, **given)
@@ -145,7 +149,8 @@ def attention_cases(random: np.random.Generator) -> list[Case]:
             "scale": 0.2,
             "window": 9,
             "softcap": 5.0,
-            "cache": number,
+            "cache": CACHES[cache],
+            **low_bits,
         }
         made.append(case("Attention", [out, keys, values], numbers, qkv=qkv[None], **inputs, **given))
     return made

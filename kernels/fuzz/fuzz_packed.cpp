@@ -160,9 +160,43 @@ void fuzz_embedding(const Blob& blob, Options options) {
   edge_embedding(blob.data, blob.size, reinterpret_cast<int64_t*>(ids.bytes()), count, out.data(), out.count());
 }
 
+// Levels and boundaries of EDGE_CACHE_TABLE, in any order.
+class Tables {
+ public:
+  Tables(edge_attention_task* task, Options* options)
+      : table_(task->cache == EDGE_CACHE_TABLE),
+        key_bits_(task->key_bits = table_ ? bits(options) : 0),
+        value_bits_(task->value_bits = table_ ? bits(options) : 0),
+        keys_(
+            spoiled(static_cast<size_t>(2 * task->kv_heads * task->head_dim) * levels(key_bits_, 1), options->rarely()),
+            options),
+        values_(spoiled(2 * levels(value_bits_, 0), options->rarely()), options) {
+    task->outliers = table_ ? options->rarely() ? -1 : options->next() % 5 : 0;
+    task->key_table = keys_.input(table_);
+    task->value_table = values_.input(table_ && value_bits_ != 8);
+  }
+
+ private:
+  static int64_t bits(Options* options) { return options->rarely() ? 5 : options->pick({2, 3, 4, 8}); }
+  static size_t levels(int64_t bits, size_t linear) { return bits == 8 ? linear : size_t{1} << bits; }
+
+  bool table_;
+  int64_t key_bits_, value_bits_;
+  Floats keys_, values_;
+};
+
+size_t cache_bytes(const edge_attention_task& task, int64_t bits, bool values) {
+  const size_t heads = static_cast<size_t>(task.kv_heads);
+  if (task.cache == EDGE_CACHE_TABLE) {
+    return heads * edge_table_cache_bytes(values, task.head_dim, bits, task.outliers, task.capacity);
+  }
+  const size_t tiles = static_cast<size_t>(task.capacity > 0 ? task.capacity / 16 : 0);
+  return heads * tiles * edge_cache_tile_bytes(task.cache, task.head_dim);
+}
+
 void fuzz_attention(Options options) {
   edge_attention_task task = {};
-  task.cache = static_cast<edge_cache>(options.rarely() ? 3 : options.next() % 3);
+  task.cache = static_cast<edge_cache>(options.rarely() ? 4 : options.next() % 4);
   task.kv_heads = options.pick({1, 2, 3});
   task.heads = task.kv_heads * options.pick({1, 2, 3, 4}) + options.rarely();
   task.head_dim = options.pick({16, 32, 64, 8, 24, 20, 7, 80});
@@ -186,21 +220,23 @@ void fuzz_attention(Options options) {
   task.q_norm = q_norm.input(options.flip());
   task.k_norm = k_norm.input(options.flip());
   const size_t outs = spoiled(static_cast<size_t>(tokens * task.heads * task.head_dim), options.rarely());
-  const size_t tiles = static_cast<size_t>(task.capacity > 0 ? task.capacity / 16 * task.kv_heads : 0);
-  const size_t cache_bytes = tiles * edge_cache_tile_bytes(task.cache, task.head_dim) + 4 * options.rarely();
+  const Tables tables(&task, &options);
+  task.key_bytes = cache_bytes(task, task.key_bits, false) + 4 * options.rarely();
+  task.value_bytes = cache_bytes(task, task.value_bits, true) + 4 * options.rarely();
+  const int dirt =
+      task.cache == EDGE_CACHE_TABLE && options.flip() ? 0xff : 0;  // its codes and indices may be anything
   Floats first(outs, &options);
   edge_status expected = EDGE_NO_ISA;
   for (int isa = EDGE_PORTABLE; isa <= EDGE_NEON_I8MM; ++isa) {
     if (!edge_isa_available(static_cast<edge_isa>(isa))) continue;
     Options again = options;
     Floats out(outs, &again);
-    Buffer keys(cache_bytes), values(cache_bytes);
-    memset(keys.bytes(), 0, cache_bytes);
-    memset(values.bytes(), 0, cache_bytes);
+    Buffer keys(task.key_bytes), values(task.value_bytes);
+    memset(keys.bytes(), dirt, task.key_bytes);
+    memset(values.bytes(), dirt, task.value_bytes);
     task.isa = static_cast<edge_isa>(isa);
     task.keys = keys.bytes();
     task.values = values.bytes();
-    task.key_bytes = task.value_bytes = cache_bytes;
     task.out = out.output();
     const edge_status status = edge_attention(&task, again.flip() ? &kParallel : nullptr);
     if (expected == EDGE_NO_ISA) {

@@ -17,7 +17,7 @@ extern "C" {
 #define EDGE_API __attribute__((visibility("default")))
 
 /* Version of this ABI; a change that breaks a caller raises it. */
-#define EDGE_KERNELS_ABI 2
+#define EDGE_KERNELS_ABI 3
 
 typedef enum edge_status {
   EDGE_OK = 0,
@@ -281,11 +281,33 @@ EDGE_API edge_status edge_embedding(const void* packed, size_t packed_bytes, con
  *     values   element (position, d) at W * (position % 16) + d
  * as float, IEEE half or int8, aligned to 4 bytes; after an int8 tile come its 16 float scales, one per position:
  * max|x| / 127 over the head.
+ *
+ * EDGE_CACHE_TABLE has keys and values of 2, 3, 4 or 8 bits that tables give a meaning, and in every head of every
+ * token `outliers` elements in fp16. Keys are there without rotation, which they get when they are read. A head is a
+ * tile as EDGE_CACHE_F16 has it (the first 16 positions, keys rotated), then tiles of codes     16 * bits bits for each
+ * of: keys, the 16 positions of element d = 0 .. head_dim - 1; values, 16 elements of a position, W / 16 times for each
+ * of the 16 positions. The lowest bits first. scale     fp16 [16], values only: one per position offset    fp16 [16],
+ * values only outlier   fp16 [16, outliers]: keys, the element; values, (element - offset) / scale index     u8 [16,
+ * outliers]: which element that is; of equals the last counts, beyond head_dim none padding   to a multiple of 4 bytes,
+ * and at least 4 bytes after the codes An element of a key is levels[code] of its channel, of a value offset + scale *
+ * levels[code]. A code is the number of boundaries below the element. 8 bits are an int8: of keys scale * code + offset
+ * by channel, of values offset + scale * code. Outliers are the elements of a key that are farthest from their levels,
+ * and those of a value that are largest, which the range of the others, offset -+ scale (8 bits: 127 * scale), leaves
+ * out.
  */
-typedef enum edge_cache { EDGE_CACHE_F32 = 0, EDGE_CACHE_F16 = 1, EDGE_CACHE_INT8 = 2 } edge_cache;
+typedef enum edge_cache {
+  EDGE_CACHE_F32 = 0,
+  EDGE_CACHE_F16 = 1,
+  EDGE_CACHE_INT8 = 2,
+  EDGE_CACHE_TABLE = 3
+} edge_cache;
 
-/* Bytes of one tile of keys (or of values), 0 for numbers that make no sense. */
+/* Bytes of one tile of keys (or of values), 0 for numbers that make no sense and for EDGE_CACHE_TABLE. */
 EDGE_API size_t edge_cache_tile_bytes(edge_cache cache, int64_t head_dim);
+
+/* Bytes of the keys, or of the values, of a head in EDGE_CACHE_TABLE; 0 for numbers that make no sense: head_dim beyond
+ * 256, other bits, more than 4 outliers (or than head_dim), a capacity that is no multiple of 16. */
+EDGE_API size_t edge_table_cache_bytes(int values, int64_t head_dim, int64_t bits, int64_t outliers, int64_t capacity);
 
 typedef struct edge_attention_task {
   edge_isa isa;
@@ -306,6 +328,11 @@ typedef struct edge_attention_task {
   void* values;
   size_t value_bytes;
   edge_output out; /* [tokens, heads * head_dim] */
+  /* Of EDGE_CACHE_TABLE, else absent: */
+  int64_t key_bits, value_bits, outliers;
+  edge_input key_table;   /* [2, kv_heads, head_dim, 2^key_bits]: levels, then boundaries between them, both ascending
+                             (the last one isn't used); 8 bits: [2, kv_heads, head_dim], scale, then offset */
+  edge_input value_table; /* [2, 2^value_bits], the same for all heads; 8 bits: absent */
 } edge_attention_task;
 
 EDGE_API edge_status edge_attention(const edge_attention_task* task, const edge_parallel* parallel);

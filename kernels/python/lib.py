@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from edge.core.errors import EdgeError, UsageError, nearest
 from edge.kernels.pack import Bytes
 from edge.kernels.reference import Activations, Floats
-from edge.kernels.reference_ops import LANES, Attention, Cache, Epilogue, Norm
+from edge.kernels.reference_ops import Attention, Cache, Epilogue, Norm
 
 LIBRARY = "libedge_kernels.so"
-ABI = 2
+ABI = 3
 ISAS = {"auto": 0, "portable": 1, "avx2": 2, "avx512vnni": 3, "neon_dotprod": 4, "neon_i8mm": 5}
 ENCODINGS = {1: "affine", 2: "codebook", 3: "group_mixed", 4: "sparse"}
 PATTERNS = {0: "", 1: "16x8", 2: "16x4", 3: "2:4"}
@@ -27,7 +27,7 @@ EPILOGUES: dict[Epilogue, int] = {
     **{"none": 0, "gelu": 1, "gelu_tanh": 2},
     **{"silu_gated": 3, "gelu_gated": 4, "gelu_tanh_gated": 5},
 }
-CACHES: dict[Cache, int] = {"f32": 0, "f16": 1, "int8": 2}
+CACHES: dict[Cache, int] = {"f32": 0, "f16": 1, "int8": 2, "table": 3}
 
 
 class Kernel(NamedTuple):
@@ -87,6 +87,8 @@ class _AttentionTask(ctypes.Structure):
         *((name, ctypes.c_float) for name in ("scale", "softcap", "epsilon")),
         *((name, ctypes.c_int64) for name in ("position", "capacity")),
         *((name, _Array) for name in ("qkv", "cos", "sin", "q_norm", "k_norm", "keys", "values", "out")),
+        *((name, ctypes.c_int64) for name in ("key_bits", "value_bits", "outliers")),
+        *((name, _Array) for name in ("key_table", "value_table")),
     )
 
 
@@ -209,19 +211,23 @@ def attention(
     sin: Floats | None = None,
     q_norm: Floats | None = None,
     k_norm: Floats | None = None,
+    key_table: Floats | None = None,
+    value_table: Floats | None = None,
 ) -> Floats:
     """Attention of the tokens qkv [tokens, (heads + 2 kv_heads) head_dim] from `position` on: [tokens, heads head_dim].
 
     Their keys and values go into the cache (`settings.empty_cache`), in place. cos, sin: [positions, rotary_dim / 2].
-    Raises `EdgeError` for sizes that don't fit each other or the cache.
+    key_table, value_table: of the cache `table`, as `reference_cache` has them. Raises `EdgeError` for sizes that don't
+    fit each other or the cache.
     """
     inputs = {"qkv": qkv, "cos": cos, "sin": sin, "q_norm": q_norm, "k_norm": k_norm}
+    inputs |= {"key_table": key_table, "value_table": value_table}
     kept = {name: None if a is None else np.ascontiguousarray(a, np.float32) for name, a in inputs.items()}
     out = np.empty((qkv.shape[0], settings.heads * settings.head_dim), np.float32)
     cache = {"keys": _result(keys, np.uint8), "values": _result(values, np.uint8)}
     arrays = {name: _Array(*_array(a)) for name, a in {**kept, **cache, "out": out}.items()}
     numbers = {**vars(settings), "isa": _isa(isa), "cache": CACHES[settings.cache]}
-    task = _AttentionTask(**numbers, position=position, capacity=keys.shape[1] * LANES, **arrays)
+    task = _AttentionTask(**numbers, position=position, capacity=settings.capacity(keys), **arrays)
     _check(_load().edge_attention(ctypes.byref(task), parallel(threads)))
     return out
 
@@ -263,12 +269,14 @@ def _load() -> ctypes.CDLL:
         "edge_linear": [pointer, pointer],
         "edge_attention": [pointer, pointer],
         "edge_cache_tile_bytes": [number, ctypes.c_int64],
+        "edge_table_cache_bytes": [number, *[ctypes.c_int64] * 4],
         "edge_embedding": [pointer, size, pointer, size, pointer, size],
     }
     for name, types in arguments.items():
         getattr(library, name).argtypes = types
     library.edge_status_text.restype = ctypes.c_char_p
     library.edge_kernel_count.restype = library.edge_cache_tile_bytes.restype = size
+    library.edge_table_cache_bytes.restype = size
     return library
 
 

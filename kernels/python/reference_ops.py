@@ -7,18 +7,19 @@ ascending), which are then added pairwise: (l, l + 8), (l, l + 4), (l, l + 2), (
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.core import cache as coding
 from edge.kernels import reference
 from edge.kernels.pack import Bytes
 from edge.kernels.reference import Activations, Floats
+from edge.kernels.reference_cache import LANES, Layout, Part, tables_of
 
-LANES = 16
 Norm = Literal["none", "rms", "layer"]
-Cache = Literal["f32", "f16", "int8"]
+Cache = Literal["f32", "f16", "int8", "table"]
 Epilogue = Literal["none", "gelu", "gelu_tanh", "silu_gated", "gelu_gated", "gelu_tanh_gated"]
 F32 = np.float32
 ERF = (
@@ -161,7 +162,10 @@ CACHE_TYPES: dict[Cache, type[Any]] = {"f32": np.float32, "f16": np.float16, "in
 
 @dataclass(frozen=True)
 class Attention:
-    """What stays the same from call to call: heads, cache, rotation, window (0: all positions), softcap (0: none)."""
+    """What stays the same from call to call: heads, cache, rotation, window (0: all positions), softcap (0: none).
+
+    key_bits, value_bits, outliers (of every head and token): of the cache `table` alone.
+    """
 
     heads: int
     kv_heads: int
@@ -172,6 +176,9 @@ class Attention:
     window: int = 0
     softcap: float = 0.0
     epsilon: float = 1e-5
+    key_bits: int = 0
+    value_bits: int = 0
+    outliers: int = 0
 
     @property
     def width(self) -> int:
@@ -182,9 +189,27 @@ class Attention:
         scales = LANES * 4 if self.cache == "int8" else 0
         return LANES * self.width * np.dtype(CACHE_TYPES[self.cache]).itemsize + scales
 
-    def empty_cache(self, capacity: int) -> Bytes:
-        """Room for `capacity` positions (a multiple of 16) of keys, or of values: [kv_heads, tiles, tile_bytes]."""
-        return np.zeros((self.kv_heads, capacity // LANES, self.tile_bytes), np.uint8)
+    def layout(self, part: Part) -> Layout:
+        """Of the cache `table`."""
+        return Layout(part, self.head_dim, self.key_bits if part == "keys" else self.value_bits, self.outliers)
+
+    def cache_shape(self, capacity: int, part: Part = "keys") -> tuple[int, ...]:
+        """Of the bytes for `capacity` positions (a multiple of 16): [kv_heads, tiles, tile_bytes], or of the cache
+        `table` [kv_heads, bytes]."""
+        if self.cache == "table":
+            return self.kv_heads, self.layout(part).head_bytes(capacity)
+        return self.kv_heads, capacity // LANES, self.tile_bytes
+
+    def capacity(self, keys: Bytes) -> int:
+        """Positions for which a cache of keys has room."""
+        if self.cache != "table":
+            return keys.shape[1] * LANES
+        layout = self.layout("keys")
+        return LANES + (keys.shape[1] - layout.first_bytes) // layout.fields.itemsize * LANES
+
+    def empty_cache(self, capacity: int, part: Part = "keys") -> Bytes:
+        """Room for `capacity` positions of keys, or of values."""
+        return np.zeros(self.cache_shape(capacity, part), np.uint8)
 
 
 def attention(
@@ -198,27 +223,38 @@ def attention(
     sin: Floats | None = None,
     q_norm: Floats | None = None,
     k_norm: Floats | None = None,
+    key_table: Floats | None = None,
+    value_table: Floats | None = None,
 ) -> Floats:
     """Attention of the tokens qkv [tokens, (heads + 2 kv_heads) head_dim] from `position` on: [tokens, heads head_dim].
 
-    Their keys and values go into the cache, in place. cos, sin: [positions, rotary_dim / 2].
+    Their keys and values go into the cache, in place. cos, sin: [positions, rotary_dim / 2]. key_table, value_table: of
+    the cache `table`, as `reference_cache` has them.
     """
     s, tokens = settings, qkv.shape[0]
     parts = qkv.reshape(tokens, s.heads + 2 * s.kv_heads, s.head_dim)
     queries, new_keys, new_values = np.split(parts, [s.heads, s.heads + s.kv_heads], axis=1)
     positions = np.arange(position, position + tokens)
-    queries = _rotated(s, _normed(s, queries, q_norm), cos, sin, positions)
-    new_keys = _rotated(s, _normed(s, new_keys, k_norm), cos, sin, positions)
-    _write(s, keys, positions, new_keys, "keys")
-    _write(s, values, positions, new_values, "values")
+    queries, new_keys = _normed(s, queries, q_norm), _normed(s, new_keys, k_norm)
+    rope = _Rope(s.rotary_dim, cos, sin)
     first = np.maximum(0, positions - s.window + 1) if s.window else np.zeros_like(positions)
     everything = np.arange(position + tokens)
     seen = (everything >= first[:, None]) & (everything <= positions[:, None])
+    if key_table is not None:
+        cache: _Cache = _TableCache(s, keys, values, tables_of(key_table, value_table), rope)
+    else:
+        cache = _TileCache(s, keys, values, rope)
+    cache.write(positions, new_keys, new_values)
     out = np.empty((tokens, s.heads, s.head_dim), F32)
     for head in range(s.heads):
         kv_head = head * s.kv_heads // s.heads
-        cached = _read(s, keys, kv_head, "keys"), _read(s, values, kv_head, "values")
-        out[:, head] = _attend(s, queries[:, head], *cached, seen)
+        scores = cache.scores(kv_head, queries[:, head], positions, len(everything)) * F32(s.scale)
+        if s.softcap:
+            scores = F32(s.softcap) * tanh(scores / F32(s.softcap))
+        scores = np.where(seen, scores, F32(-np.inf))
+        weights = np.where(seen, exp(scores - scores.max(axis=1, keepdims=True)), F32(0))
+        total = lane_sum(weights)
+        out[:, head] = cache.weighted(kv_head, weights, seen) * (F32(1) / total)[:, None]
     return out.reshape(tokens, -1)
 
 
@@ -226,68 +262,136 @@ def _normed(s: Attention, heads: Floats, weight: Floats | None) -> Floats:
     return heads if weight is None else rms_norm(heads, weight, s.epsilon)
 
 
-def _rotated(s: Attention, heads: Floats, cos: Floats | None, sin: Floats | None, positions: NDArray[Any]) -> Floats:
-    """Halves of the leading rotary_dim elements: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)."""
-    if cos is None or sin is None:
-        return heads
-    half = s.rotary_dim // 2
-    x1, x2, rest = np.split(heads, [half, 2 * half], axis=-1)
-    c, n = cos[positions, None], sin[positions, None]
-    return np.concatenate([x1 * c - x2 * n, x2 * c + x1 * n, rest], axis=-1)
+class _Rope(NamedTuple):
+    """Rotation of the halves of the leading rotary_dim elements: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)."""
+
+    rotary_dim: int
+    cos: Floats | None
+    sin: Floats | None
+
+    def __call__(self, heads: Floats, positions: NDArray[Any]) -> Floats:
+        """heads [tokens, .., head_dim]."""
+        if self.cos is None or self.sin is None:
+            return heads
+        half = self.rotary_dim // 2
+        x1, x2, rest = np.split(heads, [half, 2 * half], axis=-1)
+        shape = (-1, *[1] * (heads.ndim - 2), half)
+        c, n = self.cos[positions].reshape(shape), self.sin[positions].reshape(shape)
+        return np.concatenate([x1 * c - x2 * n, x2 * c + x1 * n, rest], axis=-1)
 
 
-def _elements(s: Attention, cache: Bytes, kind: str) -> tuple[NDArray[Any], Floats | None]:
-    """Views of a cache: elements [kv_heads, tiles, 16 positions, width], scales [kv_heads, tiles, 16] of int8."""
-    element = np.dtype(CACHE_TYPES[s.cache])
-    split = LANES * s.width * element.itemsize
-    shape = (s.width, LANES) if kind == "keys" else (LANES, s.width)
-    elements = cache[:, :, :split].view(element).reshape(*cache.shape[:2], *shape)
-    scales = cache[:, :, split:].view(F32) if s.cache == "int8" else None
-    return elements.swapaxes(2, 3) if kind == "keys" else elements, scales
+class _TileCache(NamedTuple):
+    """Rotated keys, and values, as elements; those of int8 with a scale for each position."""
+
+    s: Attention
+    keys: Bytes
+    values: Bytes
+    rope: _Rope
+
+    def write(self, positions: NDArray[Any], keys: Floats, values: Floats) -> None:
+        for part, heads in (("keys", self.rope(keys, positions)), ("values", values)):
+            elements, scales = self._elements(part)
+            padded = np.pad(heads, [(0, 0), (0, 0), (0, self.s.width - self.s.head_dim)])
+            for position, token in zip(positions, padded, strict=True):
+                place = (slice(None), position // LANES, position % LANES)
+                if scales is None:
+                    elements[place] = token
+                else:
+                    elements[place], scales[place] = reference.quantize_activations(token)
+
+    def scores(self, kv_head: int, queries: Floats, positions: NDArray[Any], count: int) -> Floats:
+        keys, scales = self._read(kv_head, "keys", count)
+        queries, scores = self.rope(queries, positions), np.zeros((len(queries), count), F32)
+        for d in range(self.s.head_dim):
+            scores = fma(queries[:, d, None], keys[None, :, d], scores)
+        return scores if scales is None else scores * scales
+
+    def weighted(self, kv_head: int, weights: Floats, seen: NDArray[np.bool_]) -> Floats:
+        values, scales = self._read(kv_head, "values", seen.shape[1])
+        return _weighted_sum(weights if scales is None else weights * scales, values, seen)
+
+    def _elements(self, part: str) -> tuple[NDArray[Any], Floats | None]:
+        """Views of a cache: elements [kv_heads, tiles, 16 positions, width], scales [kv_heads, tiles, 16] of int8."""
+        s, cache = self.s, self.keys if part == "keys" else self.values
+        element = np.dtype(CACHE_TYPES[s.cache])
+        split = LANES * s.width * element.itemsize
+        shape = (s.width, LANES) if part == "keys" else (LANES, s.width)
+        elements = cache[:, :, :split].view(element).reshape(*cache.shape[:2], *shape)
+        scales = cache[:, :, split:].view(F32) if s.cache == "int8" else None
+        return elements.swapaxes(2, 3) if part == "keys" else elements, scales
+
+    def _read(self, kv_head: int, part: str, count: int) -> tuple[Floats, Floats | None]:
+        """The first positions of one head: elements [count, head_dim] as float32, and their scales."""
+        elements, scales = self._elements(part)
+        heads = elements[kv_head].reshape(-1, self.s.width)[:count, : self.s.head_dim].astype(F32)
+        return heads, None if scales is None else scales[kv_head].reshape(-1)[:count]
 
 
-def _write(s: Attention, cache: Bytes, positions: NDArray[Any], heads: Floats, kind: str) -> None:
-    elements, scales = _elements(s, cache, kind)
-    padded = np.pad(heads, [(0, 0), (0, 0), (0, s.width - s.head_dim)])
-    for position, token in zip(positions, padded, strict=True):
-        place = (slice(None), position // LANES, position % LANES)
-        if scales is None:
-            elements[place] = token
-        else:
-            elements[place], scales[place] = reference.quantize_activations(token)
+class _TableCache:
+    """Keys that are rotated when they are read, by their place in the tile; the query is by what is left."""
+
+    def __init__(self, s: Attention, keys: Bytes, values: Bytes, tables: coding.CacheTables, rope: _Rope) -> None:
+        self.s, self.rope, self.tables = s, rope, tables
+        self.format = coding.CacheFormat(s.key_bits, s.value_bits, s.outliers)
+        self.keys, self.values = (s.layout("keys"), keys), (s.layout("values"), values)
+
+    def write(self, positions: NDArray[Any], keys: Floats, values: Floats) -> None:
+        coded_keys = coding.encode_keys(self.format, self.tables, keys)
+        coded_values = coding.encode_values(self.format, self.tables, values)
+        parts = ((self.keys, coded_keys, self.rope(keys, positions)), (self.values, coded_values, values))
+        for (layout, cache), coded, heads in parts:
+            first = layout.first_tile(cache)
+            padded = np.pad(heads, [(0, 0), (0, 0), (0, self.s.width - self.s.head_dim)])
+            for at, position in enumerate(positions):
+                if position < LANES:
+                    first[:, position] = padded[at]
+                else:
+                    layout.write(cache, position, coded, at)
+
+    def scores(self, kv_head: int, queries: Floats, positions: NDArray[Any], count: int) -> Floats:
+        """Sums over the even elements plus sums over the odd ones."""
+        layout, cache = self.keys
+        found = coding.decode_keys(self.format, self.tables, layout.read(cache))
+        keys = np.concatenate([self._first(*self.keys), self.rope(found, np.arange(len(found)) % LANES)])[:, kv_head]
+        scores = np.zeros((len(queries), len(keys)), F32)
+        for start in range(0, count, LANES):
+            tile = slice(start, start + LANES)
+            turned = self.rope(queries, np.maximum(positions - start, 0))
+            sums = [np.zeros((len(queries), LANES), F32) for _ in range(2)]
+            for d in range(self.s.head_dim):
+                sums[d % 2] = fma(turned[:, d, None], keys[None, tile, d], sums[d % 2])
+            scores[:, tile] = sums[0] + sums[1]
+        return scores[:, :count]
+
+    def weighted(self, kv_head: int, weights: Floats, seen: NDArray[np.bool_]) -> Floats:
+        """Weights take up the scales; the offsets, the same for all elements, are summed by themselves in 16 lanes."""
+        count, (layout, cache) = seen.shape[1], self.values
+        coded = layout.read(cache)
+        levels = coding.value_levels(self.format, self.tables, coded)
+        values = np.concatenate([self._first(*self.values), levels])[:count, kv_head]
+        scales, offsets = np.ones(count, F32), np.zeros(count, F32)
+        scales[LANES:] = coded.scales[: max(0, count - LANES), kv_head]
+        offsets[LANES:] = coded.offsets[: max(0, count - LANES), kv_head]
+        lanes = np.zeros((len(weights), LANES), F32)
+        for start in range(LANES, count, LANES):
+            tile = slice(start, min(start + LANES, count))
+            width = tile.stop - start
+            offset = np.where(seen[:, tile], offsets[None, tile], F32(0))
+            lanes[:, :width] = fma(weights[:, tile], offset, lanes[:, :width])
+        return _weighted_sum(weights * scales, values, seen) + lane_sum(lanes)[:, None]
+
+    def _first(self, layout: Layout, cache: Bytes) -> Floats:
+        """[16, kv_heads, head_dim]"""
+        return layout.first_tile(cache)[..., : self.s.head_dim].swapaxes(0, 1).astype(F32)
 
 
-def _read(s: Attention, cache: Bytes, kv_head: int, kind: str) -> tuple[Floats, Floats | None]:
-    """All positions of one head: elements [positions, head_dim] as float32, and their scales."""
-    elements, scales = _elements(s, cache, kind)
-    heads = elements[kv_head].reshape(-1, s.width)[:, : s.head_dim].astype(F32)
-    return heads, None if scales is None else scales[kv_head].reshape(-1)
+_Cache = _TileCache | _TableCache
 
 
-def _attend(
-    s: Attention,
-    queries: Floats,
-    keys: tuple[Floats, Floats | None],
-    values: tuple[Floats, Floats | None],
-    seen: NDArray[np.bool_],
-) -> Floats:
-    """One head: queries [tokens, head_dim] over the positions that `seen` [tokens, positions] says."""
-    count = seen.shape[1]
-    scores = np.zeros(seen.shape, F32)
-    for d in range(s.head_dim):
-        scores = fma(queries[:, d, None], keys[0][None, :count, d], scores)
-    if keys[1] is not None:
-        scores = scores * keys[1][:count]
-    scores = scores * F32(s.scale)
-    if s.softcap:
-        scores = F32(s.softcap) * tanh(scores / F32(s.softcap))
-    scores = np.where(seen, scores, F32(-np.inf))
-    weights = np.where(seen, exp(scores - scores.max(axis=1, keepdims=True)), F32(0))
-    total = lane_sum(weights)
-    if values[1] is not None:
-        weights = weights * values[1][:count]
-    out = np.zeros(queries.shape, F32)
-    for position in range(count):
-        sums = fma(weights[:, position, None], values[0][None, position], out)
+def _weighted_sum(weights: Floats, values: Floats, seen: NDArray[np.bool_]) -> Floats:
+    """Sum of weights [tokens, positions] times values [positions, head_dim] over the positions that each token sees."""
+    out = np.zeros((len(weights), values.shape[1]), F32)
+    for position in range(seen.shape[1]):
+        sums = fma(weights[:, position, None], values[None, position], out)
         out = np.where(seen[:, position, None], sums, out)
-    return out * (F32(1) / total)[:, None]
+    return out

@@ -1,4 +1,4 @@
-"""Random compressed matrices: what the kernels' tests run on, here and on devices."""
+"""Random compressed matrices and cache tables: what the kernels' tests run on, here and on devices."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import numpy as np
 from edge.core.encoding import LOW_BITS, Affine, Codebook, Compressed, GroupMixed, Sparse
 from edge.core.weight import Array, CompressedTensor
 from edge.kernels.packed_header import FORMAT, HEADER_BYTES, Bytes, Header, checksum
+from edge.kernels.reference_ops import Attention
 
 EVERY_LAYOUT: tuple[Compressed, ...] = (
     Affine(2, 128),
@@ -54,6 +55,24 @@ def random_tensor(rows: int, columns: int, encoding: Compressed, seed: int = 0) 
     if isinstance(encoding, Sparse):
         _prune(random, encoding, parts)
     return CompressedTensor("w", (rows, columns), encoding, parts)
+
+
+def random_cache_tables(s: Attention, seed: int = 0) -> dict[str, Array]:
+    """key_table and value_table of a quantized cache: uneven levels, others for every channel; 8 bits linear."""
+    random, channels = np.random.default_rng(seed), (s.kv_heads, s.head_dim)
+    if s.key_bits == 8:
+        scales = random.uniform(2.5 / 127, 3 / 127, channels)
+        keys = np.stack([scales, random.normal(0, 0.25, channels)])[..., None].astype(np.float32)
+    else:
+        keys = with_bounds(np.sort(random.normal(0, 1.3, (*channels, 1 << s.key_bits))))
+    values = {} if s.value_bits == 8 else {"value_table": with_bounds(np.linspace(-1, 1, 1 << s.value_bits) ** 3)}
+    return {"key_table": keys, **values}
+
+
+def with_bounds(levels: Array) -> Array:
+    """Ascending levels [.., n] and the middles between them, as the operator has them: [2, .., n]."""
+    end = np.full((*levels.shape[:-1], 1), np.inf)
+    return np.stack([levels, np.append((levels[..., 1:] + levels[..., :-1]) / 2, end, axis=-1)]).astype(np.float32)
 
 
 def with_header(blob: Bytes, **fields: int | bytes) -> Bytes:

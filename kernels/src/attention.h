@@ -8,7 +8,22 @@ namespace edge {
 
 constexpr size_t kTilePositions = 16;
 constexpr size_t kMaxHeadDim = 512;
-constexpr size_t kRowBlock = 6;  // rows that share what is loaded of keys and values
+constexpr size_t kRowBlock = 6;             // rows that share what is loaded of keys and values
+constexpr size_t kMaxRows = 8 * kRowBlock;  // of a block
+constexpr size_t kMaxTableHeadDim = 256, kMaxOutliers = 4;
+constexpr size_t kTableScratch = kTilePositions + kRowBlock;  // times the width: a tile and a block of queries
+
+// Keys, or values, of EDGE_CACHE_TABLE.
+struct TableSide {
+  size_t bits, code_bytes, tile_bytes, first_bytes, head_bytes;
+
+  // After the codes of a tile; `scales` only of values.
+  EDGE_INLINE static size_t scale_bytes(bool values) { return values ? 2 * kTilePositions * sizeof(Half) : 0; }
+  EDGE_INLINE uint8_t* tile(void* cache, size_t kv_head, size_t tile) const {
+    uint8_t* head = static_cast<uint8_t*>(cache) + kv_head * head_bytes;
+    return tile ? head + first_bytes + (tile - 1) * tile_bytes : head;
+  }
+};
 
 // A row is a query: token row / group, head kv_head * group + row % group.
 struct AttentionTask {
@@ -16,6 +31,8 @@ struct AttentionTask {
   size_t tokens, group;    // query heads of a key and value head
   size_t head_dim, width;  // width: rounded up to 16
   size_t tiles, tile_bytes;
+  TableSide key_side, value_side;    // of EDGE_CACHE_TABLE
+  const float *lane_cos, *lane_sin;  // the first 16 rows of both tables, transposed: [rotary_dim / 2][16]
 
   EDGE_INLINE size_t position_of(size_t row) const { return static_cast<size_t>(call.position) + row / group; }
   // First position that a row sees.

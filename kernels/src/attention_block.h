@@ -163,12 +163,12 @@ void weigh_rows(const AttentionTask& task, const Block& block, size_t row) {
 }
 
 template <class L>
-EDGE_INLINE void prepare_queries(const AttentionTask& task, const Block& block) {
+EDGE_INLINE void prepare_queries(const AttentionTask& task, const Block& block, bool rotated = true) {
   const size_t heads = static_cast<size_t>(task.call.heads), kv_heads = static_cast<size_t>(task.call.kv_heads);
   for (size_t r = 0; r < block.rows; ++r) {
     const size_t row = block.first_row + r, head = block.kv_head * task.group + row % task.group;
     const float* from = task.call.qkv.data + (row / task.group * (heads + 2 * kv_heads) + head) * task.head_dim;
-    prepare_head<L>(task, from, task.call.q_norm.data, task.position_of(row), block.q + r * task.width);
+    prepare_head<L>(task, from, task.call.q_norm.data, task.position_of(row), block.q + r * task.width, rotated);
   }
 }
 

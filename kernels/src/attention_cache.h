@@ -30,10 +30,10 @@ EDGE_INLINE void copy_head(const AttentionTask& task, const float* from, float* 
 // A query or a key: [head_dim] -> [width], zeros after head_dim.
 template <class L>
 EDGE_INLINE void prepare_head(const AttentionTask& task, const float* from, const float* norm_weight, size_t position,
-                              float* to) {
+                              float* to, bool rotated = true) {
   copy_head(task, from, to);
   if (norm_weight) rms_norm<L>(from, norm_weight, task.call.epsilon, task.head_dim, to);
-  if (task.call.rotary_dim) rotate<L>(task, position, to);
+  if (task.call.rotary_dim && rotated) rotate<L>(task, position, to);
 }
 
 // A head as elements of the cache; returns the scale where they have one.

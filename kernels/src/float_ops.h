@@ -30,9 +30,10 @@ struct FloatOps {
   // out = activation(gate), times up where there is one; out may be either
   void (*activate)(edge_epilogue epilogue, const float* gate, const float* up, float* out, size_t count);
   // By edge_cache: keys and values of tokens first .. end - 1 into the cache of a head; then rows first .. end - 1 of
-  // the queries that read it, with score_stride(first, end) + 2 * width floats of scratch a row.
-  void (*append[3])(const AttentionTask& task, size_t kv_head, size_t first, size_t end);
-  void (*attend[3])(const AttentionTask& task, size_t kv_head, size_t first, size_t end, float* scratch);
+  // the queries that read it, with score_stride(first, end) + 2 * width floats of scratch a row, and for
+  // EDGE_CACHE_TABLE kTableScratch * width more.
+  void (*append[4])(const AttentionTask& task, size_t kv_head, size_t first, size_t end);
+  void (*attend[4])(const AttentionTask& task, size_t kv_head, size_t first, size_t end, float* scratch);
 };
 
 #if defined(__x86_64__)

@@ -3,6 +3,7 @@
 
 #include "attention_block.h"
 #include "prologue.h"
+#include "table_block.h"
 
 namespace edge {
 namespace {
@@ -11,8 +12,8 @@ template <class L>
 constexpr FloatOps kTable = {
     prepare<L>,
     activate<L>,
-    {append<L, float>, append<L, Half>, append<L, int8_t>},
-    {attend<L, float>, attend<L, Half>, attend<L, int8_t>},
+    {append<L, float>, append<L, Half>, append<L, int8_t>, append_table<L>},
+    {attend<L, float>, attend<L, Half>, attend<L, int8_t>, attend_table<L>},
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "streams.h"
 #include "support.h"
 
 namespace edge {
@@ -35,6 +36,23 @@ struct Avx2Lanes {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     return {{_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
              _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))}};
+  }
+  // Of an index, the instruction looks at the low 3 bits: a table of 4 is there twice, one of 16 is two tables.
+  template <int Bits>
+  static EDGE_INLINE Floats levels(const float* table, const uint8_t* stream) {
+    const auto& places = CodeStream<Bits>::kPlaces;
+    const __m256i bytes = _mm256_set1_epi64x(edge::load<int64_t>(stream));
+    const __m256 low = Bits == 2 ? _mm256_broadcast_ps(reinterpret_cast<const __m128*>(table)) : _mm256_loadu_ps(table);
+    return make<Floats>([&](int h) {
+      const auto* place = reinterpret_cast<const __m256i*>(places.of_words) + h;
+      const auto* shift = reinterpret_cast<const __m256i*>(places.word_shifts) + h;
+      const __m256i words = _mm256_shuffle_epi8(bytes, _mm256_load_si256(place));
+      const __m256i codes = _mm256_srlv_epi32(words, _mm256_load_si256(shift));
+      const __m256 found = _mm256_permutevar8x32_ps(low, codes);
+      if (Bits < 4) return found;
+      const __m256 others = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + (Bits < 4 ? 0 : 8)), codes);
+      return _mm256_blendv_ps(found, others, _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28)));
+    });
   }
   static EDGE_INLINE void store(float* to, Floats x) {
     _mm256_storeu_ps(to, x.half[0]);

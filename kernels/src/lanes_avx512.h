@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "streams.h"
 #include "support.h"
 
 namespace edge {
@@ -22,6 +23,19 @@ struct Avx512Lanes {
   }
   static EDGE_INLINE Floats load(const int8_t* from) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+  }
+  // Of an index, the instruction looks at the low 4 bits: shorter tables are there several times.
+  template <int Bits>
+  static EDGE_INLINE Floats levels(const float* table, const uint8_t* stream) {
+    const auto& places = CodeStream<Bits>::kPlaces;
+    Floats levels;
+    if (Bits == 4) levels = _mm512_loadu_ps(table);
+    if (Bits == 3)
+      levels = _mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_loadu_pd(reinterpret_cast<const double*>(table))));
+    if (Bits == 2) levels = _mm512_broadcast_f32x4(_mm_loadu_ps(table));
+    const Ints bytes = _mm512_set1_epi64(edge::load<int64_t>(stream));
+    const Ints words = _mm512_shuffle_epi8(bytes, _mm512_load_si512(places.of_words));
+    return _mm512_permutexvar_ps(_mm512_srlv_epi32(words, _mm512_load_si512(places.word_shifts)), levels);
   }
   static EDGE_INLINE void store(float* to, Floats x) { _mm512_storeu_ps(to, x); }
   static EDGE_INLINE void store(Half* to, Floats x) {

@@ -3,6 +3,7 @@
 
 #include <arm_neon.h>
 
+#include "streams.h"
 #include "support.h"
 
 namespace edge {
@@ -44,6 +45,32 @@ struct NeonLanes {
     return make<Floats>([&](int r) {
       return vcvtq_f32_s32(vmovl_s16(r % 2 ? vget_high_s16(words[r / 2]) : vget_low_s16(words[r / 2])));
     });
+  }
+  template <int Bits>
+  static EDGE_INLINE Floats levels(const float* table, const uint8_t* stream) {
+    const auto& places = CodeStream<Bits>::kPlaces;
+    const uint8x16_t bytes = vreinterpretq_u8_u64(vdupq_n_u64(edge::load<uint64_t>(stream)));
+    uint8x8_t codes[2];
+    EDGE_UNROLL for (int h = 0; h < 2; ++h) {
+      const uint16x8_t pairs = vreinterpretq_u16_u8(vqtbl1q_u8(bytes, vld1q_u8(places.of_halves + 16 * h)));
+      codes[h] = vmovn_u16(vshlq_u16(pairs, vld1q_s16(places.half_shifts + 8 * h)));
+    }
+    const uint8x16_t masked = vandq_u8(vcombine_u8(codes[0], codes[1]), vdupq_n_u8((1 << Bits) - 1));
+    const uint8x16_t firsts = vshlq_n_u8(masked, 2);  // bytes of floats in the table
+    return make<Floats>([&](int r) {
+      const uint8x16_t copies = vreinterpretq_u8_u32(vdupq_n_u32(0x03020100u));
+      const uint8_t four[16] = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
+      const uint8x16_t lanes = vaddq_u8(vld1q_u8(four), vdupq_n_u8(static_cast<uint8_t>(4 * r)));
+      return vreinterpretq_f32_u8(look_up<Bits>(table, vaddq_u8(vqtbl1q_u8(firsts, lanes), copies)));
+    });
+  }
+  // Bytes of a table of 2^Bits floats.
+  template <int Bits>
+  static EDGE_INLINE uint8x16_t look_up(const float* table, uint8x16_t index) {
+    const uint8_t* bytes = reinterpret_cast<const uint8_t*>(table);
+    if (Bits == 2) return vqtbl1q_u8(vld1q_u8(bytes), index);
+    if (Bits == 3) return vqtbl2q_u8({{vld1q_u8(bytes), vld1q_u8(bytes + 16)}}, index);
+    return vqtbl4q_u8({{vld1q_u8(bytes), vld1q_u8(bytes + 16), vld1q_u8(bytes + 32), vld1q_u8(bytes + 48)}}, index);
   }
   static EDGE_INLINE void store(float* to, Floats x) {
     EDGE_UNROLL for (int r = 0; r < 4; ++r) vst1q_f32(to + 4 * r, x.quarter[r]);

@@ -5,6 +5,7 @@
 // 1).
 #pragma once
 
+#include "streams.h"
 #include "support.h"
 
 namespace edge {
@@ -22,19 +23,6 @@ EDGE_INLINE float fused_multiply_add(float a, float b, float c) {
   if ((error > 0 || error < 0) && !(bits & 1)) bits += (error > 0) == (sum > 0) ? 1 : -1;
   return static_cast<float>(load<double>(&bits));
 #endif
-}
-
-// Rounds to half, ties to even.
-EDGE_INLINE Half half_from_float(float value) {
-  const uint32_t bits = load<uint32_t>(&value), magnitude = bits & 0x7fffffffu;
-  const uint32_t sign = bits >> 16 & 0x8000u;
-  if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
-  if (magnitude >= 0x47800000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // 65536 and beyond
-  if (magnitude < 0x38800000u) {  // below 2^-14: the sum with 0.5 has a half's subnormal steps in its last bits
-    const float shifted = float_from_bits(magnitude) + 0.5f;
-    return {static_cast<uint16_t>(sign | (load<uint32_t>(&shifted) - 0x3f000000u))};
-  }
-  return {static_cast<uint16_t>(sign | ((magnitude + 0xfffu + (magnitude >> 13 & 1) - (112u << 23)) >> 13))};
 }
 
 struct PortableLanes {
@@ -64,6 +52,12 @@ struct PortableLanes {
   }
   static Floats load(const int8_t* from) {
     return make<Floats>([&](int l) { return static_cast<float>(from[l]); });
+  }
+  // table[code] for 16 codes of 2, 3 or 4 bits; reads 8 bytes from `stream` on, which may be more than it has.
+  template <int Bits>
+  static Floats levels(const float* table, const uint8_t* stream) {
+    const uint64_t codes = edge::load<uint64_t>(stream);
+    return make<Floats>([&](int l) { return table[codes >> (Bits * l) & ((1u << Bits) - 1)]; });
   }
   static void store(float* to, const Floats& x) { memcpy(to, x.lane, sizeof(x.lane)); }
   static void store(Half* to, const Floats& x) {

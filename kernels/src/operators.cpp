@@ -260,38 +260,96 @@ edge_status run(const double* attributes, const edge_tensor* inputs, edge_tensor
 
 namespace attention {
 
-enum { kQkv, kTotal, kKeys, kValues, kCos, kSin, kQNorm, kKNorm, kInputs };
+enum { kQkv, kTotal, kKeys, kValues, kCos, kSin, kQNorm, kKNorm, kKeyTable, kValueTable, kInputs };
 enum { kOut, kNewKeys, kNewValues, kOutputs };
-enum { kHeads, kKvHeads, kHeadDim, kScale, kWindow, kSoftcap, kCache, kEpsilon, kAttributes };
+enum {
+  kHeads,
+  kKvHeads,
+  kHeadDim,
+  kScale,
+  kWindow,
+  kSoftcap,
+  kCache,
+  kEpsilon,
+  kKeyBits,
+  kValueBits,
+  kOutliers,
+  kAttributes
+};
 
-constexpr edge_slot kInputSlots[] = {required("qkv", EDGE_FLOAT),    required("total", EDGE_INT32),
-                                     required("keys", EDGE_UINT8),   required("values", EDGE_UINT8),
-                                     optional("cos", EDGE_FLOAT),    optional("sin", EDGE_FLOAT),
-                                     optional("q_norm", EDGE_FLOAT), optional("k_norm", EDGE_FLOAT)};
+constexpr edge_slot kInputSlots[] = {required("qkv", EDGE_FLOAT),       required("total", EDGE_INT32),
+                                     required("keys", EDGE_UINT8),      required("values", EDGE_UINT8),
+                                     optional("cos", EDGE_FLOAT),       optional("sin", EDGE_FLOAT),
+                                     optional("q_norm", EDGE_FLOAT),    optional("k_norm", EDGE_FLOAT),
+                                     optional("key_table", EDGE_FLOAT), optional("value_table", EDGE_FLOAT)};
 constexpr edge_slot kOutputSlots[] = {required("out", EDGE_FLOAT), updated("new_keys", kKeys),
                                       updated("new_values", kValues)};
-constexpr edge_attribute kAttributeSlots[] = {number("heads"),    number("kv_heads"), number("head_dim"),
-                                              {"scale", 1, 1, 0}, choice("window"),   {"softcap", 1, 0, 0},
-                                              choice("cache"),    epsilon()};
+constexpr edge_attribute kAttributeSlots[] = {number("heads"),      number("kv_heads"), number("head_dim"),
+                                              {"scale", 1, 1, 0},   choice("window"),   {"softcap", 1, 0, 0},
+                                              choice("cache"),      epsilon(),          choice("key_bits"),
+                                              choice("value_bits"), choice("outliers")};
 
 constexpr int64_t kMost = 1 << 16;  // heads and their width: products of them stay far below 2^63
 
 edge_status check(const double* attributes, const edge_tensor*) {
   const bool known = is_whole(attributes[kHeads], 1, kMost) && is_whole(attributes[kKvHeads], 1, kMost) &&
                      is_whole(attributes[kHeadDim], 1, kMost) && is_whole(attributes[kWindow], 0, INT32_MAX) &&
-                     is_whole(attributes[kCache], 0, EDGE_CACHE_INT8);
+                     is_whole(attributes[kCache], 0, EDGE_CACHE_TABLE) && is_whole(attributes[kKeyBits], 0, 8) &&
+                     is_whole(attributes[kValueBits], 0, 8) && is_whole(attributes[kOutliers], 0, kMost);
   return known ? EDGE_OK : EDGE_BAD_ARGUMENT;
+}
+
+// Bytes of the keys, or of the values, of a head for `capacity` positions; 0: no such cache.
+int64_t table_bytes(const double* attributes, bool values, int64_t capacity) {
+  const int64_t bits = static_cast<int64_t>(attributes[values ? kValueBits : kKeyBits]);
+  return static_cast<int64_t>(edge_table_cache_bytes(values, static_cast<int64_t>(attributes[kHeadDim]), bits,
+                                                     static_cast<int64_t>(attributes[kOutliers]), capacity));
+}
+
+// Positions that so many bytes of a head hold; 0: not a whole number of tiles.
+int64_t table_capacity(const double* attributes, bool values, int64_t bytes) {
+  const int64_t tile = EDGE_TILE_ROWS, first = table_bytes(attributes, values, tile);
+  const int64_t next = table_bytes(attributes, values, 2 * tile) - first;
+  return first && bytes >= first && (bytes - first) % next == 0 ? tile + (bytes - first) / next * tile : 0;
+}
+
+int64_t capacity_of(const double* attributes, const edge_tensor* inputs) {
+  if (attributes[kCache] != EDGE_CACHE_TABLE) return inputs[kKeys].dims[2] * EDGE_TILE_ROWS;
+  return table_capacity(attributes, false, inputs[kKeys].dims[2]);
+}
+
+bool caches_fit(const double* attributes, const edge_tensor* inputs) {
+  const int64_t kv_heads = static_cast<int64_t>(attributes[kKvHeads]),
+                head_dim = static_cast<int64_t>(attributes[kHeadDim]);
+  const edge_tensor &keys = inputs[kKeys], &values = inputs[kValues];
+  if (attributes[kCache] == EDGE_CACHE_TABLE) {
+    if (!fits(keys, {1, kv_heads, -1}) || !fits(values, {1, kv_heads, -1})) return false;
+    if (!table_bytes(attributes, false, EDGE_TILE_ROWS) || !table_bytes(attributes, true, EDGE_TILE_ROWS)) return false;
+    const int64_t capacity = keys.dims[2] < 0 ? -1 : table_capacity(attributes, false, keys.dims[2]);
+    return capacity && (values.dims[2] < 0 || may_equal(capacity, table_capacity(attributes, true, values.dims[2])));
+  }
+  const edge_cache cache = static_cast<edge_cache>(attributes[kCache]);
+  const int64_t tile_bytes = static_cast<int64_t>(edge_cache_tile_bytes(cache, head_dim));
+  return fits(keys, {1, kv_heads, -1, tile_bytes}) && same_shape(keys, values);
+}
+
+bool tables_fit(const double* attributes, const edge_tensor* inputs) {
+  const edge_tensor &keys = inputs[kKeyTable], &values = inputs[kValueTable];
+  if (attributes[kCache] != EDGE_CACHE_TABLE) return !present(keys) && !present(values);
+  const int64_t kv_heads = static_cast<int64_t>(attributes[kKvHeads]),
+                head_dim = static_cast<int64_t>(attributes[kHeadDim]);
+  const int key_bits = static_cast<int>(attributes[kKeyBits]), value_bits = static_cast<int>(attributes[kValueBits]);
+  if (!present(keys) || !fits(keys, {2, kv_heads, head_dim, key_bits == 8 ? 1 : 1 << key_bits})) return false;
+  return present(values) == (value_bits != 8) && fits(values, {2, 1 << value_bits});
 }
 
 bool inputs_fit(const double* attributes, const edge_tensor* inputs) {
   const int64_t heads = static_cast<int64_t>(attributes[kHeads]), kv_heads = static_cast<int64_t>(attributes[kKvHeads]);
   const int64_t head_dim = static_cast<int64_t>(attributes[kHeadDim]);
-  const edge_cache cache = static_cast<edge_cache>(attributes[kCache]);
-  const int64_t tile_bytes = static_cast<int64_t>(edge_cache_tile_bytes(cache, head_dim));
   const edge_tensor &total = inputs[kTotal], &cos = inputs[kCos];
   if (!fits(inputs[kQkv], {1, -1, (heads + 2 * kv_heads) * head_dim})) return false;
   if (total.rank != 0 && !fits(total, {1})) return false;
-  if (!fits(inputs[kKeys], {1, kv_heads, -1, tile_bytes}) || !same_shape(inputs[kKeys], inputs[kValues])) return false;
+  if (!caches_fit(attributes, inputs) || !tables_fit(attributes, inputs)) return false;
   if (present(cos) != present(inputs[kSin]) || !fits(cos, {-1, -1}) || !same_shape(cos, inputs[kSin])) return false;
   return fits(inputs[kQNorm], {head_dim}) && fits(inputs[kKNorm], {head_dim});
 }
@@ -326,12 +384,17 @@ edge_status run(const double* attributes, const edge_tensor* inputs, edge_tensor
   task.softcap = static_cast<float>(attributes[kSoftcap]);
   task.epsilon = static_cast<float>(attributes[kEpsilon]);
   task.position = *static_cast<const int32_t*>(inputs[kTotal].data) - inputs[kQkv].dims[1];
-  task.capacity = inputs[kKeys].dims[2] * EDGE_TILE_ROWS;
+  task.capacity = capacity_of(attributes, inputs);
   task.qkv = input(inputs[kQkv]);
   task.cos = input(inputs[kCos]);
   task.sin = input(inputs[kSin]);
   task.q_norm = input(inputs[kQNorm]);
   task.k_norm = input(inputs[kKNorm]);
+  task.key_table = input(inputs[kKeyTable]);
+  task.value_table = input(inputs[kValueTable]);
+  task.key_bits = static_cast<int64_t>(attributes[kKeyBits]);
+  task.value_bits = static_cast<int64_t>(attributes[kValueBits]);
+  task.outliers = static_cast<int64_t>(attributes[kOutliers]);
   task.keys = outputs[kNewKeys].data;
   task.key_bytes = elements(outputs[kNewKeys]);
   task.values = outputs[kNewValues].data;

@@ -71,5 +71,18 @@ EDGE_INLINE float float_from_half(uint16_t half) {
   return float_from_bits(sign | ((magnitude << 13) + bias));
 }
 
+// Rounds to half, ties to even.
+EDGE_INLINE Half half_from_float(float value) {
+  const uint32_t bits = load<uint32_t>(&value), magnitude = bits & 0x7fffffffu;
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
+  if (magnitude >= 0x47800000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // 65536 and beyond
+  if (magnitude < 0x38800000u) {  // below 2^-14: the sum with 0.5 has a half's subnormal steps in its last bits
+    const float shifted = float_from_bits(magnitude) + 0.5f;
+    return {static_cast<uint16_t>(sign | (load<uint32_t>(&shifted) - 0x3f000000u))};
+  }
+  return {static_cast<uint16_t>(sign | ((magnitude + 0xfffu + (magnitude >> 13 & 1) - (112u << 23)) >> 13))};
+}
+
 }  // namespace
 }  // namespace edge

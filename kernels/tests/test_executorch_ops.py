@@ -11,8 +11,9 @@ import torch
 from edge.core.errors import EdgeError
 from edge.core.weight import Affine
 from edge.kernels import executorch_ops, pack, torch_ops  # noqa: F401 (registers the operators)
-from edge.kernels.lib import EPILOGUES, NORMS, attention, embedding, linear
+from edge.kernels.lib import CACHES, EPILOGUES, NORMS, attention, embedding, linear
 from edge.kernels.reference_ops import Attention
+from edge.kernels.testing import random_cache_tables
 
 ops = torch.ops.edge
 
@@ -72,26 +73,30 @@ def test_a_program_gives_the_bits_of_the_library(executorch, weight):
         assert torch.equal(summed, x + skip)
 
 
-def test_attention_keeps_its_cache_in_the_program(executorch):
-    settings = Attention(4, 2, 24, 0.2)
+@pytest.mark.parametrize("bits", [{}, {"key_bits": 3, "value_bits": 2, "outliers": 1}], ids=["f32", "table"])
+def test_attention_keeps_its_cache_in_the_program(executorch, bits):
+    settings = Attention(4, 2, 24, 0.2, "table" if bits else "f32", **bits)
+    tables = random_cache_tables(settings) if bits else {}
 
     class Attend(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             for name in ("keys", "values"):
-                self.register_buffer(name, torch.from_numpy(settings.empty_cache(48)).unsqueeze(0))
+                self.register_buffer(name, torch.from_numpy(settings.empty_cache(48, name)).unsqueeze(0))
+            for name, table in tables.items():
+                self.register_buffer(name, torch.from_numpy(table))
 
         def forward(self, qkv: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-            sizes = {"heads": 4, "kv_heads": 2, "head_dim": 24, "scale": 0.2}
-            return ops.attention(qkv, total, self.keys, self.values, **sizes)
+            sizes = {"heads": 4, "kv_heads": 2, "head_dim": 24, "scale": 0.2, "cache": CACHES[settings.cache], **bits}
+            return ops.attention(qkv, total, **dict(self.named_buffers()), **sizes)
 
     buffer = program(Attend(), torch.zeros(1, 3, 8 * 24), torch.tensor([3], dtype=torch.int32))
     loaded = executorch._load_for_executorch_from_buffer(buffer)
-    keys, values = settings.empty_cache(48), settings.empty_cache(48)
-    for turn in range(5):
+    keys, values = settings.empty_cache(48), settings.empty_cache(48, "values")
+    for turn in range(9):
         qkv = torch.rand(1, 3, 8 * 24)
         found = loaded.forward((qkv, torch.tensor([3 * turn + 3], dtype=torch.int32)))[0]
-        assert np.array_equal(found[0].numpy(), attention(settings, qkv[0].numpy(), keys, values, 3 * turn))
+        assert np.array_equal(found[0].numpy(), attention(settings, qkv[0].numpy(), keys, values, 3 * turn, **tables))
 
 
 def test_damage_and_wrong_ids_fail_the_call(executorch, make_tensor):

@@ -13,6 +13,7 @@ from edge.core.weight import Affine
 from edge.kernels import ort_library_path, pack, reference
 from edge.kernels.lib import ACTIVATIONS, CACHES, EPILOGUES, NORMS, oldest_onnxruntime
 from edge.kernels.reference_ops import Attention, attention, fused_linear
+from edge.kernels.testing import random_cache_tables
 
 ENCODINGS = [Affine(4, 64), Affine(2, 32, "zero_point"), Affine(3, 128), Affine(8, 0)]
 
@@ -104,27 +105,29 @@ def test_the_fused_linear_equals_the_reference(make_tensor, skip, norm, norm_bia
         assert not skip or np.array_equal(total[0], feed["x"] + feed["skip"])
 
 
-@pytest.mark.parametrize("cache", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("cache", ["f32", "f16", "int8", "table"])
 @pytest.mark.parametrize("bound", [True, False])
 def test_attention_extends_its_cache(cache, bound):
     """Bound to one buffer, past and present are the same memory; else the present is a copy that goes on from it."""
-    settings = Attention(4, 2, 24, 0.2, cache, 24, 7, 20.0)
+    bits = {"key_bits": 3, "value_bits": 4, "outliers": 2} if cache == "table" else {}
+    settings = Attention(4, 2, 24, 0.2, cache, 24, 7, 20.0, **bits)
     angles = np.outer(np.arange(64), 0.5 ** np.arange(12)).astype(np.float32)
     constants = {"cos": np.cos(angles), "sin": np.sin(angles), "q_norm": random_x(24), "k_norm": random_x(24) + 2}
-    attributes = {"heads": 4, "kv_heads": 2, "head_dim": 24, "scale": 0.2, "window": 7, "softcap": 20.0}
+    constants |= random_cache_tables(settings) if bits else {}
+    attributes = {"heads": 4, "kv_heads": 2, "head_dim": 24, "scale": 0.2, "window": 7, "softcap": 20.0, **bits}
     names = ["qkv", "total", "keys", "values", *constants]
     outputs = ["y", "new_keys", "new_values"]
     attributes["cache"] = CACHES[cache]
     node = helper.make_node("Attention", names, outputs, "attention", domain="edge", **attributes)
-    shape = (1, *settings.empty_cache(64).shape)
+    shapes = {part: (1, *settings.cache_shape(64, part)) for part in ("keys", "values")}
     inputs = [helper.make_tensor_value_info("qkv", TensorProto.FLOAT, [1, "tokens", 8 * 24])]
     inputs.append(helper.make_tensor_value_info("total", TensorProto.INT32, []))
-    inputs += [helper.make_tensor_value_info(name, TensorProto.UINT8, shape) for name in ("keys", "values")]
+    inputs += [helper.make_tensor_value_info(name, TensorProto.UINT8, shape) for name, shape in shapes.items()]
     types = [TensorProto.FLOAT, TensorProto.UINT8, TensorProto.UINT8]
     session = open_session(model(node, inputs, types, constants.items(), outputs), 2)
-    assert [out.shape for out in session.get_outputs()] == [[1, "tokens", 96], list(shape), list(shape)]
-    past = {name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.uint8)) for name in ("keys", "values")}
-    keys, values = settings.empty_cache(64), settings.empty_cache(64)
+    assert [out.shape for out in session.get_outputs()] == [[1, "tokens", 96], *map(list, shapes.values())]
+    past = {name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.uint8)) for name, shape in shapes.items()}
+    keys, values = settings.empty_cache(64), settings.empty_cache(64, "values")
     position = 0
     for tokens in (20, 1, 3):
         qkv = random_x(1, tokens, 8 * 24)

@@ -15,6 +15,7 @@ from edge.kernels import pack, reference, torch_ops  # noqa: F401 (registers the
 from edge.kernels.lib import CACHES, EPILOGUES, NORMS
 from edge.kernels.operators import operators
 from edge.kernels.reference_ops import Attention, attention, fused_linear
+from edge.kernels.testing import random_cache_tables
 
 ops = torch.ops.edge
 
@@ -82,22 +83,23 @@ def test_strided_inputs_and_no_tokens(weight):
     assert ops.linear(x[:0], weight, rows=140)[0].shape == (0, 140)
 
 
-@pytest.fixture
-def attend():
+@pytest.fixture(params=["f16", "table"])
+def attend(request):
     """Attention over two turns, and what it needs."""
-    settings = Attention(4, 2, 24, 0.2, "f16", 24, 5, 30.0)
-    shape = (1, *settings.empty_cache(48).shape)
+    bits = {"key_bits": 4, "value_bits": 8, "outliers": 1} if request.param == "table" else {}
+    settings = Attention(4, 2, 24, 0.2, request.param, 24, 5, 30.0, **bits)
     angles = np.outer(np.arange(48), 0.5 ** np.arange(12)).astype(np.float32)
     tables = {"cos": np.cos(angles), "sin": np.sin(angles), "q_norm": random(24).numpy(), "k_norm": random(24).numpy()}
+    tables |= random_cache_tables(settings) if bits else {}
     attributes = {"heads": 4, "kv_heads": 2, "head_dim": 24, "scale": 0.2, "window": 5, "softcap": 30.0}
-    attributes["cache"] = CACHES["f16"]
-    return settings, shape, tables, attributes
+    attributes |= {"cache": CACHES[request.param], **bits}
+    return settings, tables, attributes
 
 
 def test_attention_updates_its_cache_in_place(attend):
-    settings, shape, tables, attributes = attend
-    keys, values = torch.zeros(shape, dtype=torch.uint8), torch.zeros(shape, dtype=torch.uint8)
-    expected_keys, expected_values = settings.empty_cache(48), settings.empty_cache(48)
+    settings, tables, attributes = attend
+    expected_keys, expected_values = (settings.empty_cache(48, part) for part in ("keys", "values"))
+    keys, values = torch.from_numpy(expected_keys[None].copy()), torch.from_numpy(expected_values[None].copy())
     constants = [torch.from_numpy(table) for table in tables.values()]
     position = 0
     for tokens in (20, 1):
@@ -116,10 +118,10 @@ def test_opcheck(weight, attend):
     for more in ({}, {"skip": x + 1, "norm_weight": random(96), "norm": 1, "epilogue": 3}):
         torch.library.opcheck(ops.linear.default, (x, weight), {"rows": 140, **more})
     torch.library.opcheck(ops.embedding.default, (torch.tensor([[3, 139]]), weight), {"columns": 96})
-    _, shape, _, attributes = attend
-    caches = [torch.zeros(shape, dtype=torch.uint8) for _ in range(2)]
-    total = torch.tensor(3, dtype=torch.int32)
-    torch.library.opcheck(ops.attention.default, (random(1, 3, 8 * 24), total, *caches), attributes)
+    settings, tables, attributes = attend
+    caches = [torch.from_numpy(settings.empty_cache(48, part)[None]) for part in ("keys", "values")]
+    total, constants = torch.tensor(3, dtype=torch.int32), [torch.from_numpy(table) for table in tables.values()]
+    torch.library.opcheck(ops.attention.default, (random(1, 3, 8 * 24), total, *caches, *constants), attributes)
 
 
 def test_export_and_compile_keep_the_bits(weight):
