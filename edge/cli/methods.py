@@ -16,7 +16,7 @@ def command(json: Json = False) -> None:
         options = {field.name: field.default for field in msgspec.structs.fields(method.Options)}
         summary = (method.__doc__ or "").strip().splitlines()[0]
         row = {"name": name, "calibrated": method.CALIBRATED, "options": options, "summary": summary}
-        rows.append({**row, "takes_tensors": hasattr(method, "compress")})
+        rows.append({**row, "takes_tensors": any(hasattr(method, f) for f in ("compress", "plan_steps"))})
     if json:
         print_json(rows)
         return

@@ -1,6 +1,6 @@
 """What a compression method is: a module of `edge.compress.methods` with options and mathematics.
 
-A module may have five functions, each of which makes it part of the pipeline at its own place:
+A module may have six functions, each of which makes it part of the pipeline at its own place:
 
 - `plan_steps(request)`: takes tensors like a method that compresses, and says which steps do that (`planning.py`).
 - `rewrite(checkpoint, options, seed)`: another checkpoint of the same function, whose tensors are computed as they are
@@ -9,11 +9,12 @@ A module may have five functions, each of which makes it part of the pipeline at
   in it is compressed. A module with nothing else is a preparation: its step takes no tensors from later steps.
 - `compress_block(block, options)`: compresses matrices of a decoder layer together.
 - `compress(name, weight, options, inputs)`: compresses one matrix.
+- `finish(finished, options)`: changes the compressed model as a whole (`finish.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -27,6 +28,7 @@ from edge.core.weight import Affine, CompressedTensor, Grid
 
 if TYPE_CHECKING:
     from edge.compress.block import Block
+    from edge.compress.finish import Finished
     from edge.compress.planning import Planned, PlanRequest
     from edge.models.checkpoint import Checkpoint
 
@@ -82,6 +84,10 @@ class Method(Protocol):
     Options: type[AffineOptions]
     CALIBRATED: bool
     """Whether it needs to know the matrices' inputs; such a method can't serve an embedding that isn't the head too."""
+    COMPRESSES_CACHE: bool
+    """Whether a recipe may have this step alone: it makes the KV cache smaller. May be missing: no."""
+    CHOOSES_ENCODING: bool
+    """Whether the encoding depends on the matrix: `options.encoding` is not the last word. May be missing: no."""
 
     def compress(self, name: str, weight: torch.Tensor, options: Any, inputs: Inputs | None) -> CompressedTensor:
         """Compress a float32 matrix [out_features, in_features]. Deterministic; `weight` is left as it is."""
@@ -91,6 +97,9 @@ class Method(Protocol):
 
     def rewrite(self, checkpoint: Checkpoint, options: Any, seed: int) -> Checkpoint:
         """The same function by other weights, for the whole model. May be missing."""
+
+    def finish(self, finished: Finished, options: Any) -> None:
+        """Change the compressed model as a whole. May be missing."""
 
     def prepare(self, block: Block, options: Mapping[str, Any]) -> None:
         """Fold into a layer what makes the matrices named in `options` easier to compress. May be missing."""
@@ -117,15 +126,21 @@ Tasks = Mapping[str, Task]
 @dataclass(frozen=True)
 class Plan:
     """What is done to a model: `tasks` say what becomes of each matrix, `preparations` (one mapping per step, in
-    order) which matrices each step prepares before that.
+    order) which matrices each step prepares before that, `finishing` (methods with their options) what comes after.
     """
 
     tasks: Tasks
     preparations: tuple[Tasks, ...]
+    finishing: tuple[tuple[Method, Any], ...] = ()
 
     @property
     def calibrated(self) -> bool:
+        """Whether text walks through the model while it is compressed."""
         return any(task.method.CALIBRATED for tasks in (self.tasks, *self.preparations) for task in tasks.values())
+
+    @property
+    def needs_text(self) -> bool:
+        return self.calibrated or any(method.CALIBRATED for method, _ in self.finishing)
 
 
 def load_method(name: str) -> Method:
@@ -145,7 +160,7 @@ def plan(recipe: Recipe, tensors: list[tuple[str, ModuleKind]], *, tied: bool = 
         raise UsageError(
             "recipe.plans", f"{recipe.name} has several steps that plan: each is for the whole model", hint
         )
-    if not takes:
+    if not takes and not any(getattr(method, "COMPRESSES_CACHE", False) for method in methods):
         hint = "add a step with a method that compresses, such as rtn"
         raise UsageError("recipe.prepares_only", f"{recipe.name} prepares the model and compresses nothing", hint)
     tasks = _tasks(recipe, tensors, takes, tied)
@@ -156,7 +171,19 @@ def plan(recipe: Recipe, tensors: list[tuple[str, ModuleKind]], *, tied: bool = 
             preparations.append(_tasks(recipe, linears, [index], tied))
         elif hasattr(method, "prepare"):
             preparations.append({name: task for name, task in tasks.items() if task.resolved.step == index})
-    return Plan(tasks, tuple(preparations))
+    return Plan(tasks, tuple(preparations), tuple(_finishing(recipe, methods)))
+
+
+def _finishing(recipe: Recipe, methods: list[Method]) -> Iterator[tuple[Method, Any]]:
+    """Steps that change the finished model. Raises `UsageError` for one that another kind of step follows."""
+    for index, (step, method) in enumerate(zip(recipe.steps, methods, strict=True)):
+        if not hasattr(method, "finish"):
+            continue
+        origin = f"{recipe.name}: {step.method}"
+        if step.rules or any(not hasattr(later, "finish") for later in methods[index:]):
+            message = f"{origin} changes the finished model as a whole"
+            raise UsageError("recipe.finish", message, "put it last, without rules")
+        yield method, check_options(step.options, method.Options, origin)
 
 
 def rewritten(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:

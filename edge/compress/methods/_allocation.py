@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from edge.compress.method import Task
@@ -14,7 +15,7 @@ from edge.compress.methods._latency import KernelTimes
 from edge.compress.methods._trial import Outcome
 from edge.compress.planning import PlanRequest
 from edge.core.console import console, info
-from edge.core.errors import EdgeError, UsageError
+from edge.core.errors import UsageError
 from edge.core.weight import Dense
 from edge.models.checkpoint import Checkpoint
 
@@ -36,7 +37,7 @@ class Budget:
             return outcome.stored_bytes
         if name == lookup_only(checkpoint):
             return 0
-        return self.times.nanoseconds(outcome.encoding, checkpoint.matrix_shape(name), outcome.stored_bytes)
+        return self.times.nanoseconds(outcome.encoding, outcome.stored_bytes, checkpoint.matrix_shape(name))
 
     def in_its_unit(self, amount: int, checkpoint: Checkpoint) -> float:
         """Bytes or nanoseconds as the option counts them, rounded up to four digits after the point."""
@@ -64,7 +65,7 @@ def fixed_bytes(request: PlanRequest) -> int:
         if name in request.tasks:
             continue
         if name in request.others:
-            total += _others_bytes(request, name)
+            total += _form(request, name)[1]
         else:
             tensor = checkpoint.tensor(name)
             # What a preparation folds scales into, norms and biases, is written as float32.
@@ -79,27 +80,27 @@ def fixed_nanoseconds(request: PlanRequest, times: KernelTimes) -> int:
     for name, _ in checkpoint.spec.matrices():
         if name in request.tasks or name == lookup_only(checkpoint):
             continue
-        shape = checkpoint.matrix_shape(name)
-        encoding = _encoding(request.others[name]) if name in request.others else Dense("float32")
-        total += times.nanoseconds(encoding, shape, encoded_bytes(encoding, shape))
+        total += times.nanoseconds(*_form(request, name), checkpoint.matrix_shape(name))
     return total
 
 
 def encoded_bytes(encoding: Any, shape: tuple[int, int]) -> int:
+    """What a matrix [rows, columns] takes on disk in an encoding."""
     return sum(part.packed().nbytes for part in encoding.compact_layout(*shape).values())
 
 
-def _others_bytes(request: PlanRequest, name: str) -> int:
-    return encoded_bytes(_encoding(request.others[name]), request.checkpoint.matrix_shape(name))
-
-
-def _encoding(task: Task) -> Any:
-    encoding = getattr(task.options, "encoding", None)
-    if encoding is None:
-        message = f"{task.resolved.method} chooses the encoding of each matrix when it compresses it"
-        hint = "make it one of the `choices`, or use a method with a fixed encoding for what is left out"
-        raise EdgeError("allocate.unknown_size", message, hint)
-    return encoding
+def _form(request: PlanRequest, name: str) -> tuple[Any, int]:
+    """Encoding and bytes of a matrix that the plan is not for."""
+    shape, task = request.checkpoint.matrix_shape(name), request.others.get(name)
+    if task is None:
+        encoding: Any = Dense("float32")
+    elif not task.method.CALIBRATED:  # it may choose the encoding by the weights, and takes seconds
+        weight = torch.from_numpy(request.checkpoint.matrix(name).dequantize())
+        tensor = task.run(name, weight, None)
+        return tensor.encoding, tensor.stored_bytes
+    else:
+        encoding = task.options.encoding
+    return encoding, encoded_bytes(encoding, shape)
 
 
 def show(

@@ -45,7 +45,7 @@ class KernelTimes:
         self._rows, self.gb_per_s = rows, gb_per_s
         self.by_bandwidth: set[str] = set()
 
-    def nanoseconds(self, encoding: Encoding, shape: tuple[int, int], stored_bytes: int) -> int:
+    def nanoseconds(self, encoding: Encoding, stored_bytes: int, shape: tuple[int, int]) -> int:
         """Of one product with a matrix [rows, columns]."""
         weights = shape[0] * shape[1]
         rows = [row for row in self._rows if row.name.partition("_")[0].partition("-")[0] == str(encoding)]

@@ -49,6 +49,9 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     method: str
     options: dict[str, Any] = {}
 
+    def __repr__(self) -> str:
+        return f"{self.method}({', '.join(f'{key}={value}' for key, value in self.options.items())})"
+
     def task(self, resolved: Resolved) -> Task:
         """It as the task of a tensor. Raises `UsageError` for options that the method doesn't take."""
         method = load_method(self.method)
@@ -119,8 +122,8 @@ def plan_steps(request: PlanRequest) -> Planned:
     trials = {name: _trials(request, name) for name in request.tasks}
     budget = _budget(request, options)
     names = _groups(request, options)
-    known = {name: [_expected(request, name, trial) for trial in tasks] for name, tasks in trials.items()}
-    if all(all(forms) for forms in known.values()):  # before hours of measuring
+    known = {name: _forms(request, name, tasks) for name, tasks in trials.items()}
+    if all(known.values()):  # before hours of measuring
         _check_room(request, budget, [_class(request, budget, group, known) for group in names])
     outcomes = _outcomes(request, options, trials)
     classes = [_class(request, budget, group, outcomes) for group in names]
@@ -181,10 +184,12 @@ def _outcomes(
         return walk.run(tick)
 
 
-def _expected(request: PlanRequest, name: str, trial: Task) -> Outcome | None:
-    """The form of a choice, None where it depends on the weights."""
-    encoding = getattr(trial.options, "encoding", None)
-    return encoding and Outcome(0.0, encoding, encoded_bytes(encoding, request.checkpoint.matrix_shape(name)))
+def _forms(request: PlanRequest, name: str, trials: Sequence[Task]) -> Sequence[Outcome]:
+    """What the choices of a tensor take, nothing if that depends on the weights."""
+    if any(getattr(trial.method, "CHOOSES_ENCODING", False) for trial in trials):
+        return ()
+    shape = request.checkpoint.matrix_shape(name)
+    return [Outcome(0.0, trial.options.encoding, encoded_bytes(trial.options.encoding, shape)) for trial in trials]
 
 
 def _check_room(request: PlanRequest, budget: Budget, classes: Sequence[Class]) -> None:

@@ -23,6 +23,7 @@ from edge.compress.methods import rtn
 from edge.core.weight import Affine, CompressedTensor
 
 CALIBRATED = False
+CHOOSES_ENCODING = True
 
 
 class Options(AffineOptions, frozen=True, forbid_unknown_fields=True):

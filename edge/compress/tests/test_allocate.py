@@ -25,11 +25,12 @@ from edge.models.torch_model import build_model
 
 TEXT = "".join(f"Line {i}: the quick brown fox jumps over {i * i} lazy dogs.\n" for i in range(40))
 CHOICES = """choices = [
-  {method = "gptq", options = {bits = 2, group_size = 32}},
-  {method = "gptq", options = {bits = 4, group_size = 32}},
+  {method = "rtn", options = {bits = 2, group_size = 32}},
+  {method = "rtn", options = {bits = 4, group_size = 32}},
   {method = "rtn", options = {bits = 3, group_size = 32}},
   {method = "rtn", options = {bits = 8, group_size = 32}},
 ]"""
+CALIBRATED = CHOICES.replace("rtn", "gptq", 2)
 TOML = """
 schema = 1
 name = "test"
@@ -53,6 +54,12 @@ def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "calibration.txt"
     path.write_text(TEXT)
     return path
+
+
+@pytest.fixture(scope="module")
+def allocated(model, text, tmp_path_factory):
+    asked = recipe("bits_per_weight = 5.0", choices=CALIBRATED)
+    return compress(model, asked, tmp_path_factory.mktemp("allocated") / "out", calibration_text=text)
 
 
 def refused(code, *args, **kwargs):
@@ -160,23 +167,20 @@ def test_a_measured_divergence_is_that_of_the_whole_model(family, tmp_path):
             parameter.copy_(kept)
 
 
-def test_what_is_written_keeps_the_budget_and_can_be_repeated(model, text, tmp_path, capsys):
-    folder = compress(model, recipe("bits_per_weight = 5.0"), tmp_path / "out", calibration_text=text)
-    compressed = open_checkpoint(folder)
+def test_what_is_written_keeps_the_budget_and_can_be_repeated(allocated, model, text, tmp_path):
+    compressed = open_checkpoint(allocated)
     bits = 8 * compressed.stored_bytes / compressed.parameters
     assert 4.8 < bits <= 5.0
-    about = section(folder)
+    about = section(allocated)
     assert set(about["resolved"]) == set(compressed.encodings) == {name for name, _ in compressed.spec.matrices()}
     assert len({(entry["method"], entry["options"]["bits"]) for entry in about["resolved"].values()}) > 2
     summary = about["planning"]["summary"]
     assert summary["used"]["bits_per_weight"] == pytest.approx(bits, abs=1e-3)
     assert about["planning"]["recipe"]["steps"][0]["method"] == "allocate"
-    said = capsys.readouterr().err
-    assert "down_proj" in said and "Predicted: KL divergence" in said
     again = compress(model, msgspec.convert(about["recipe"], Recipe), tmp_path / "again", calibration_text=text)
-    for path in folder.glob("*.safetensors"):
+    for path in allocated.glob("*.safetensors"):
         assert path.read_bytes() == (again / path.name).read_bytes()
-    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    assert not [path.name for path in allocated.iterdir() if path.name.startswith(".")]
 
 
 def test_a_better_choice_than_the_same_for_all(model, text, tmp_path):
@@ -195,28 +199,27 @@ def test_a_better_choice_than_the_same_for_all(model, text, tmp_path):
     assert divergences[1] < 0.9 * divergences[0]
 
 
-def test_a_run_that_goes_on_does_not_plan_again(model, text, tmp_path, monkeypatch):
+def test_a_run_that_goes_on_does_not_plan_again(allocated, model, text, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
     def die(*_):
         raise Killed
 
-    asked = recipe("bits_per_weight = 5.0")
-    whole = compress(model, asked, tmp_path / "whole", calibration_text=text)
+    asked = recipe("bits_per_weight = 5.0", choices=CALIBRATED)
     with monkeypatch.context() as patched:
         patched.setattr(layerwise.LayerwiseRun, "_layer", die)
         with pytest.raises(Killed):
             compress(model, asked, tmp_path / "out", calibration_text=text)
     monkeypatch.setattr(FisherWalk, "run", die)
     folder = compress(model, asked, tmp_path / "out", calibration_text=text)
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in allocated.iterdir()}
 
 
 def test_a_choice_for_every_layer_and_rules(model, text, tmp_path):
     rules = '{module = "embedding", options = {choices = [{method = "rtn", options = {bits = 5}}]}},'
     rules += '{name = "*.0.*", exclude = true}'
-    asked = recipe('size_mb = 0.1625\ngroup = "layer"\nsensitivity = "kl"\nestimate = "method"', rules)
+    asked = recipe('size_mb = 0.1625\ngroup = "layer"\nsensitivity = "kl"\nestimate = "method"', rules, CALIBRATED)
     folder = compress(model, asked, tmp_path / "out", calibration_text=text)
     resolved = section(folder)["resolved"]
     assert resolved["model.embed_tokens.weight"]["options"] == {"bits": 5}
@@ -228,7 +231,9 @@ def test_a_choice_for_every_layer_and_rules(model, text, tmp_path):
 def test_more_than_enough_gives_the_best_of_all(model, text, tmp_path, capsys):
     folder = compress(model, recipe("size_mb = 5"), tmp_path / "out", calibration_text=text)
     assert {entry["options"]["bits"] for entry in section(folder)["resolved"].values()} == {8}
-    assert "room for the best choice of every matrix" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "room for the best choice of every matrix" in said
+    assert "down_proj" in said and "Predicted: KL divergence" in said
 
 
 def kernel_row(encoding, k, n, us, threads=1, m=1):
@@ -265,9 +270,9 @@ def test_a_table_of_kernels_as_a_command_prints_it(tmp_path):
         json.dumps([kernel_row("affine4g64", 576, 1536, 10.0), kernel_row("affine4g64", 2048, 8192, 400.0)])
     )
     times = kernel_times(str(path), None, 1, "a8")
-    assert times.nanoseconds(Affine(4, 64), (1536, 576), 0) == 10_000
-    assert times.nanoseconds(Affine(4, 64), (4096, 2048), 0) == 200_000
-    assert times.nanoseconds(Affine(3, 64), (1000, 1000), 400_000) == 40_000 and times.by_bandwidth == {"affine3g64"}
+    assert times.nanoseconds(Affine(4, 64), 0, (1536, 576)) == 10_000
+    assert times.nanoseconds(Affine(4, 64), 0, (4096, 2048)) == 200_000
+    assert times.nanoseconds(Affine(3, 64), 400_000, (1000, 1000)) == 40_000 and times.by_bandwidth == {"affine3g64"}
     for wrong in ("nothing.json", "rows.json"):
         with pytest.raises(UsageError) as caught:
             kernel_times(str(tmp_path / wrong), None, 2, "a8")
