@@ -50,17 +50,26 @@ class LayerwiseRun:
 
     def _enter(self, unit: int) -> HiddenStates:
         """What enters the first layer. From original embeddings where these wait for what they see as a head."""
-        fill(self.model, self.job.checkpoint, self.job.units[unit])
-        states = HiddenStates(self.model, self.spec, self.windows)
-        originals = states.states
-        if not (self.spec.tied and self._head_is_calibrated):
+        waits = self.spec.tied and self._head_is_calibrated
+        compares = any(hasattr(task.method, "compress_block") for task in self.job.plan.tasks.values())
+        originals = None
+        if waits or compares:
+            fill(self.model, self.job.checkpoint, self.job.units[unit])
+            states = self._states_after(unit)
+            originals = list(states.states) if compares else None
+        if not waits:
             self.job.plain_unit(unit, self.partial)
             self._load_finished(unit)
-            states = HiddenStates(self.model, self.spec, self.windows)
-        if any(hasattr(task.method, "compress_block") for task in self.job.plan.tasks.values()):
-            states.originals = list(originals)
-        for name in self.job.units[unit]:
-            self.model.get_submodule(name.rpartition(".")[0]).to("meta")
+            states = self._states_after(unit)
+        states.originals = originals
+        return states
+
+    def _states_after(self, unit: int) -> HiddenStates:
+        """What the embeddings make of the text. They leave the memory with that: no second copy is ever beside them."""
+        states = HiddenStates(self.model, self.spec, self.windows)
+        for name in self.job.units[unit]:  # the weights alone: what a module computes by itself stays
+            put(self.model, name, torch.empty(self.job.checkpoint.shape(name), device="meta"))
+        self.job.checkpoint.release()
         return states
 
     @property

@@ -28,23 +28,23 @@ def visiting_order(
     act_order: by falling input energy, in runs of `width` neighbours that stay together. A column whose input was
     always zero is cut off from the others: it is rounded to nearest.
     """
-    hessian = inputs.hessian.clone()
-    diagonal = hessian.diagonal()
-    dead = diagonal == 0
-    diagonal[dead] = diagonal.mean() or 1.0
+    diagonal = inputs.hessian.diagonal().clone()
+    diagonal[diagonal == 0] = diagonal.mean() or 1.0
     order = torch.arange(len(diagonal))
     if act_order:
         runs = torch.argsort(diagonal.view(-1, width).sum(1), descending=True, stable=True)
         order = order.view(-1, width)[runs].flatten()
-    hessian = hessian[order][:, order]
-    mean = hessian.diagonal().mean()
+    diagonal = diagonal[order]
+    hessian, mean = inputs.hessian[order[:, None], order], diagonal.mean()
     for more in (1, 10, 100, 1e3, 1e4, 1e5, 1e6):
-        damped = hessian + torch.eye(len(order)) * (mean * min(damping * more, 1.0))
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        hessian.diagonal().copy_(diagonal + mean * min(damping * more, 1.0))
+        factor, failed = torch.linalg.cholesky_ex(hessian)
         if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            # One name for each step: at most two matrices besides the Hessian's two are there at a time.
+            factor = torch.cholesky_inverse(factor)
+            factor, failed = torch.linalg.cholesky_ex(factor, upper=True)
         if not failed:
-            return order, upper
+            return order, factor
     raise EdgeError("calibration.hessian", "the inputs of a layer are too alike to be inverted", "raise `damping`")
 
 
