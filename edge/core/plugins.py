@@ -15,7 +15,7 @@ class Family:
     """Modules of `package` and entry points of the group of the same name, listed without importing any of them.
 
     A sub-package or a module whose name starts with an underscore is not a member. A module name stands for a member
-    with `_` shown as `-`.
+    with `_` shown as `-`; either is understood.
     """
 
     def __init__(self, kind: str, package: str) -> None:
@@ -33,8 +33,10 @@ class Family:
 
     def load(self, name: str) -> ModuleType:
         """Import one member. Raises `UsageError` with the nearest right name."""
-        if name not in self.names():
-            raise UsageError(f"{self.kind}.unknown", f"no {self.kind} is called '{name}'", nearest(name, self.names()))
+        known, asked = self.names(), name
+        name = name if name in known else name.replace("_", "-")
+        if name not in known:
+            raise UsageError(f"{self.kind}.unknown", f"no {self.kind} is called '{asked}'", nearest(asked, known))
         for point in entry_points(group=self.package):
             if point.name == name:
                 return point.load()  # type: ignore[no-any-return]

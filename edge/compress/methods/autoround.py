@@ -23,6 +23,7 @@ from torch.func import functional_call
 from edge.compress.block import Block
 from edge.compress.grid import FittedGrid, fit_grid, grouped, range_grid, stored_scale
 from edge.compress.method import AffineOptions, Inputs
+from edge.compress.straight_through import straight
 from edge.core.errors import UsageError
 from edge.core.weight import CompressedTensor
 
@@ -145,12 +146,12 @@ class _Rounding:
         top = (1 << self.encoding.bits) - 1
         if self.encoding.grid != "zero_point":
             scale = (self.high - self.low) * self.alpha / top
-            return _straight(scale, stored_scale(scale, self.encoding)), self.zero
+            return straight(scale, stored_scale(scale, self.encoding)), self.zero
         low = self.low * self.beta
         scale = (self.high * self.alpha - low) / top
-        scale = _straight(scale, stored_scale(scale, self.encoding))
+        scale = straight(scale, stored_scale(scale, self.encoding))
         zero = -low / torch.where(scale == 0, 1, scale)
-        return scale, _straight(zero, zero.round().clamp(0, top))
+        return scale, straight(zero, zero.round().clamp(0, top))
 
     def dequantized(self) -> torch.Tensor:
         """The rounded matrix [rows, columns], differentiable by the parameters."""
@@ -200,11 +201,6 @@ def _codes(
     top = (1 << bits) - 1
     inside = (codes >= 0) & (codes <= top)
     return codes.clamp_(0, top), inside, plain
-
-
-def _straight(exact: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
-    """The value of `rounded` with the gradient of `exact`."""
-    return rounded.detach() + (exact - exact.detach())
 
 
 class _WithWeights:

@@ -5,6 +5,8 @@ and Acceleration", MLSys 2024, arXiv:2306.00978.
 
 s = s_X^alpha, with s_X the mean of |X| per channel, and alpha from a grid over [0, 1] that minimises
 ||Q(W diag(s)) diag(s)^-1 X - W X|| (equations 4 and 5), normalised by sqrt(max(s) min(s)) as in the authors' code. The
+`duo_scaling` also tries s = s_X^alpha / s_W^(1 - alpha), with s_W the mean of |W| per channel, as later versions of the
+authors' code do: where the norms' weights lie in the matrices, channels differ in weight as much as in activity. The
 scales are folded into what is before the matrices: norms, value rows (channels that query heads share get one scale),
 up rows. Then the range of every group is clipped where that lowers the error of its outputs. Both errors are taken
 from X^T X, which equals running the samples. Unlike the authors' code, q and k are clipped as well.
@@ -12,7 +14,7 @@ from X^T X, which equals running the samples. Unlike the authors' code, q and k 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -30,13 +32,15 @@ CALIBRATED = True
 
 class Options(AffineOptions, frozen=True, forbid_unknown_fields=True):
     """steps: values of alpha that are tried. clip_steps, clip_to: clippings that are tried, down to this share of the
-    range. The defaults are the authors'. rounding: `nearest` with these clippings, or by `gptq` with its defaults.
+    range. The defaults are the authors'. duo_scaling: see the top of the file. rounding: `nearest` with these
+    clippings, or by `gptq` with its defaults.
     """
 
     steps: int = 20
     clip_steps: int = 10
     clip_to: float = 0.5
     rounding: Literal["nearest", "gptq"] = "nearest"
+    duo_scaling: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.clip_steps < 0 or not 0 < self.clip_to <= 1:
@@ -55,16 +59,25 @@ def prepare(block: Block, options: Mapping[str, Options]) -> None:
 
 def best_scales(fold: Fold, weights: list[tuple[torch.Tensor, Options]], inputs: Inputs) -> torch.Tensor:
     """The scales [in_features] whose rounded matrices change the outputs least."""
-    magnitude = fold.shared(inputs.magnitude).clamp_min(1e-4)
-    best, least = torch.ones_like(magnitude), torch.inf
-    steps = weights[0][1].steps
-    for step in range(steps):
-        scales = (magnitude ** (step / steps)).clamp_min(1e-4)
+    best, least = torch.ones_like(inputs.magnitude), torch.inf
+    for candidate in _candidates(fold, weights, inputs):
+        scales = candidate.clamp_min(1e-4)
         scales = scales / (scales.max() * scales.min()).sqrt()
         error = sum(_scaled_error(weight, options.encoding, scales, inputs) for weight, options in weights)
         if error < least:
             best, least = scales, error
     return best
+
+
+def _candidates(fold: Fold, weights: list[tuple[torch.Tensor, Options]], inputs: Inputs) -> Iterator[torch.Tensor]:
+    """Scales [in_features] by equation 5, then those that look at the weights too."""
+    options = weights[0][1]
+    magnitude = fold.shared(inputs.magnitude).clamp_min(1e-4)
+    alphas = [step / options.steps for step in range(options.steps)]
+    yield from (magnitude**alpha for alpha in alphas)
+    if options.duo_scaling:
+        size = fold.shared(torch.cat([weight for weight, _ in weights]).abs().mean(0)).clamp_min(1e-6)
+        yield from (magnitude**alpha / size ** (1 - alpha) for alpha in alphas)
 
 
 def _scaled_error(weight: torch.Tensor, encoding: Affine, scales: torch.Tensor, inputs: Inputs) -> float:
