@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +17,7 @@ import msgspec
 import torch
 from safetensors.torch import save
 
+from edge.core.cache import CacheFormat
 from edge.core.console import info
 from edge.core.errors import EdgeError
 from edge.core.files import SCHEMA, read_json, write_atomic, write_json
@@ -25,6 +26,7 @@ from edge.models.safetensors_store import read_header
 from edge.models.stored import to_stored
 
 STATE = ".resume.json"
+CACHE, CACHE_FORMATS = "kv_cache.safetensors", ".kv_cache.json"
 
 
 @dataclass
@@ -43,6 +45,13 @@ class Encodings(msgspec.Struct, frozen=True):
     """Encodings of a unit's compressed matrices by name."""
 
     encodings: dict[str, Compressed]
+    schema: int = SCHEMA
+
+
+class CacheFormats(msgspec.Struct, frozen=True):
+    """How the KV cache of every layer is coded."""
+
+    formats: list[CacheFormat]
     schema: int = SCHEMA
 
 
@@ -88,19 +97,34 @@ class PartialModel:
         """Encodings of the compressed matrices of a finished unit by name."""
         return read_json(self._encodings_path(unit), Encodings).encodings
 
+    def write_cache(self, formats: Sequence[CacheFormat], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Write the constants of the layers' caches. They are finished when their formats are there."""
+        write_atomic(self.folder / CACHE, save(dict(tensors), metadata={"format": "pt"}))
+        write_json(self.folder / CACHE_FORMATS, CacheFormats(list(formats)))
+
+    def cache_formats(self) -> list[CacheFormat] | None:
+        """What `write_cache` was given, None if nothing."""
+        path = self.folder / CACHE_FORMATS
+        return read_json(path, CacheFormats).formats if path.is_file() else None
+
     def close(self) -> dict[str, Compressed]:
         """All units are there: write the index that names each tensor's file, drop the state, return all encodings."""
         encodings: dict[str, Compressed] = {}
         weight_map: dict[str, str] = {}
         total = 0
-        for unit in range(self.units):
-            names, size = _listing(self.path(unit))
-            weight_map.update(dict.fromkeys(names, self.path(unit).name))
+        paths = [self.path(unit) for unit in range(self.units)]
+        if self.cache_formats() is not None:
+            paths.append(self.folder / CACHE)
+        for path in paths:
+            names, size = _listing(path)
+            weight_map.update(dict.fromkeys(names, path.name))
             total += size
+        for unit in range(self.units):
             encodings |= self.encodings(unit)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(self.folder / "model.safetensors.index.json", index)
         (self.folder / STATE).unlink()
+        (self.folder / CACHE_FORMATS).unlink(missing_ok=True)
         for unit in range(self.units):
             self._encodings_path(unit).unlink()
         return encodings

@@ -17,10 +17,12 @@ import torch
 
 from edge import __version__
 from edge.compress.calibrate import CalibrationText, read_text, token_windows
+from edge.compress.finish import Finished
 from edge.compress.layerwise import LayerwiseRun
 from edge.compress.method import Inputs, Plan, plan, rewritten
 from edge.compress.partial import PartialModel, UnitTensors, job_key
 from edge.compress.planning import PLAN, Planning, planned_recipe
+from edge.core.cache import CacheFormat
 from edge.core.console import Ticker, progress
 from edge.core.errors import EdgeError
 from edge.core.files import SCHEMA, atomic_folder, refuse_existing, write_json
@@ -51,12 +53,12 @@ def compress(
         raise EdgeError("compress.twice", f"{source} is compressed already", "start from the original checkpoint")
     checkpoint = rewritten(checkpoint, recipe)
     planned = plan(recipe, checkpoint.spec.matrices(), tied=bool(checkpoint.spec.tied_copies))
-    if planned.calibrated and checkpoint.spec.task != "decoder":
+    if planned.needs_text and checkpoint.spec.task != "decoder":
         message = (
             f"{recipe.name} needs calibration, which walks through decoders only: this is {checkpoint.spec.model_type}"
         )
         raise EdgeError("compress.calibration", message, "use a recipe without calibration, such as int4 or int8")
-    text = read_text(recipe.calibration, calibration_text) if planned.calibrated else None
+    text = read_text(recipe.calibration, calibration_text) if planned.needs_text else None
     job = Job(checkpoint, recipe, planned, text)
     with atomic_folder(output, force=force, resume=True) as folder:
         job.run(folder)
@@ -92,7 +94,11 @@ class Job:
                 self._run_plain(partial, tick)
             else:
                 LayerwiseRun(self, partial, windows).run(tick)
-        self._write_config(folder, partial.close())
+        for method, options in self.plan.finishing:
+            if windows is not None:
+                method.finish(Finished(self.checkpoint, windows, folder, self.recipe.seed, self, partial), options)
+        formats = partial.cache_formats()
+        self._write_config(folder, partial.close(), formats)
         (folder / PLAN).unlink(missing_ok=True)
 
     def _carry_out_planning(self, folder: Path, windows: torch.Tensor) -> None:
@@ -136,7 +142,7 @@ class Job:
         config["dtype"] = config.get("dtype") or "float32"
         return config
 
-    def _write_config(self, folder: Path, encodings: dict[str, Compressed]) -> None:
+    def _write_config(self, folder: Path, encodings: dict[str, Compressed], cache: list[CacheFormat] | None) -> None:
         checkpoint = self.checkpoint
         config = self._plain_config()
         config["architectures"] = [type(empty_model(checkpoint.config, checkpoint.spec)).__name__]
@@ -146,6 +152,8 @@ class Job:
             "activations": self.recipe.activations,
             "encodings": encodings,
         }
+        if cache is not None:
+            config["quantization_config"]["kv_cache"] = cache
         config["edge"] = {
             "schema": SCHEMA,
             "recipe": self.recipe,

@@ -119,6 +119,16 @@ class CodedValues(CodedKeys):
     offsets: NDArray[np.float16]
 
 
+@dataclass(frozen=True)
+class NormalizedValues:
+    """Values as y float32 [tokens, H, D]: offset + scale * y. index: outliers, [tokens, H, outliers]."""
+
+    y: Floats
+    index: NDArray[np.uint8]
+    scales: NDArray[np.float16]
+    offsets: NDArray[np.float16]
+
+
 def encode_keys(format: CacheFormat, tables: CacheTables, keys: Floats) -> CodedKeys:
     """Keys before RoPE (after a norm per head) [tokens, H, D] as codes: how many bounds lie below x.
 
@@ -139,13 +149,12 @@ def decode_keys(format: CacheFormat, tables: CacheTables, coded: CodedKeys) -> F
     return _with_outliers(_key_levels(format, tables, coded.codes), coded)
 
 
-def encode_values(format: CacheFormat, tables: CacheTables, values: Floats) -> CodedValues:
-    """Values [tokens, H, D] as codes.
+def normalized_values(format: CacheFormat, values: Floats) -> NormalizedValues:
+    """Values [tokens, H, D] in half ranges of their head.
 
     Outliers are the largest |x|. Of the rest, low and high are the extremes: offset = half(high + low), scale =
     half(high - low), both times 0.5, the scale at least 2**-14 (8 bits: divided by 127 before it is rounded).
-    y = (x - offset) * (1 / scale); a code says how many bounds lie below y (8 bits: the nearest integer within +-127,
-    plus 128); an outlier is y as float16.
+    y = (x - offset) * (1 / scale).
     """
     index = _largest(np.abs(values), format.outliers)
     low, high = _extremes(values, index)
@@ -154,8 +163,18 @@ def encode_values(format: CacheFormat, tables: CacheTables, values: Floats) -> C
         half_range = half_range * F32(1 / 127)
     scales = np.maximum(_half(half_range), SMALLEST_SCALE.astype(np.float16))
     y = (values - offsets.astype(F32)[..., None]) * (F32(1) / scales.astype(F32))[..., None]
-    codes = _integers(y) if format.value_bits == 8 else _count_below(y, tables.value_bounds)
-    return CodedValues(codes, index, _half(np.take_along_axis(y, index.astype(np.intp), -1)), scales, offsets)
+    return NormalizedValues(y, index, scales, offsets)
+
+
+def encode_values(format: CacheFormat, tables: CacheTables, values: Floats) -> CodedValues:
+    """Values [tokens, H, D] as codes: how many bounds lie below y, see `normalized_values`.
+
+    At 8 bits: the nearest integer to y within +-127, plus 128. An outlier is y as float16.
+    """
+    n = normalized_values(format, values)
+    codes = _integers(n.y) if format.value_bits == 8 else _count_below(n.y, tables.value_bounds)
+    outliers = _half(np.take_along_axis(n.y, n.index.astype(np.intp), -1))
+    return CodedValues(codes, n.index, outliers, n.scales, n.offsets)
 
 
 def decode_values(format: CacheFormat, tables: CacheTables, coded: CodedValues) -> Floats:

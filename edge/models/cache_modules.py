@@ -22,25 +22,10 @@ from edge.core.cache import (
     encode_keys,
     encode_values,
 )
-from edge.models.spec import Attention, DecoderSpec
+from edge.models.spec import Attention, DecoderSpec, cache_path
 
-PART = "kv_cache"
 Change = Callable[[torch.Tensor], torch.Tensor]
 """Keys or values [batch, tokens, heads, head_dim] to what takes their place."""
-
-
-def table_names(spec: DecoderSpec, formats: Sequence[CacheFormat]) -> dict[str, tuple[int, ...]]:
-    """Names in the file of all layers' constants, with their shapes."""
-    return {
-        f"{attention_path(layer.attention)}.{PART}.{part}": shape
-        for layer, format in zip(spec.layers, formats, strict=True)
-        for part, shape in format.layout(layer.attention.num_kv_heads, layer.attention.head_dim).items()
-    }
-
-
-def attention_path(attention: Attention) -> str:
-    """The attention module's path."""
-    return attention.o.name.rpartition(".")[0]
 
 
 class QuantizedCache(nn.Module):
@@ -65,7 +50,7 @@ class QuantizedCache(nn.Module):
     def tables(self) -> CacheTables:
         """The constants, checked when they are first used."""
         if self._tables is None:
-            self._tables = CacheTables(**{name: part.cpu().numpy() for name, part in self.named_buffers()})
+            self._tables = CacheTables(**{name: part.float().cpu().numpy() for name, part in self.named_buffers()})
             self._tables.check("the cache", self.format)
         return self._tables
 
@@ -98,21 +83,25 @@ class QuantizedCache(nn.Module):
         return str(self.format)
 
 
-def quantize_cache(model: nn.Module, spec: DecoderSpec, formats: Sequence[CacheFormat]) -> None:
-    """Give every layer of `model` a `QuantizedCache`, whose constants are still to be loaded."""
+def quantize_cache(model: nn.Module, spec: DecoderSpec, formats: Sequence[CacheFormat]) -> list[QuantizedCache]:
+    """Give every layer of `model` a `QuantizedCache` and return them; their constants are still to be loaded."""
+    caches = []
     for layer, format in zip(spec.layers, formats, strict=True):
         attention = layer.attention
-        module = model.get_submodule(attention_path(attention))
+        path, _, leaf = cache_path(attention).rpartition(".")
+        module = model.get_submodule(path)
         cache = QuantizedCache(format, attention.num_kv_heads, attention.head_dim)
-        setattr(module, PART, cache)
+        setattr(module, leaf, cache)
         module.register_forward_pre_hook(_note_position, with_kwargs=True)
         change_keys_and_values(model, attention, cache.keys, cache.values)
+        caches.append(cache)
+    return caches
 
 
 def _note_position(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Tell a layer's cache how many tokens it holds. A padded batch counts its padding."""
     past = next((x for x in (*args, *kwargs.values()) if hasattr(x, "get_seq_length")), None)
-    cache = module.get_submodule(PART)
+    cache = module.kv_cache
     cache.start = 0 if past is None else int(past.get_seq_length(module.layer_idx))
 
 

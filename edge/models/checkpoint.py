@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from edge.core import files
+from edge.core.cache import CacheFormat, CacheTables
 from edge.core.errors import EdgeError, UsageError
 from edge.core.weight import Compressed, CompressedTensor, Dense, Encoding
 from edge.models import ctranslate2_file, hub
 from edge.models import folder as hf_folder
 from edge.models.any_model import StateStore, read_model
 from edge.models.describe import describe, tensor_shapes
-from edge.models.spec import DecoderSpec, Linear, Spec
+from edge.models.spec import DecoderSpec, Linear, Spec, cache_path, cache_shapes
 from edge.models.store import TensorStore, damaged
 from edge.models.stored import from_stored, stored_names
 
@@ -64,12 +65,15 @@ class Checkpoint:
         self.activations: Literal["a8", "f32"] = settings.activations if settings else "f32"
         self.compressed = settings is not None
         self.encodings: Mapping[str, Compressed] = settings.encodings if settings else {}
+        self.cache_formats = settings.kv_cache if settings else None
         self._store = store
         self._write_tokenizer = write_tokenizer
         self._parameters = settings.parameters if settings else None
         self.generation = generation
         self._shapes = tensor_shapes(self.spec)
-        self._stored_names = _match(store.shapes(), self._shapes, self._compressed_parts(), self.spec)
+        self._cache_shapes = self._check_cache(store.shapes())
+        weights = {name: shape for name, shape in store.shapes().items() if name not in self._cache_shapes}
+        self._stored_names = _match(weights, self._shapes, self._compressed_parts(), self.spec)
 
     @property
     def files(self) -> list[Path]:
@@ -166,11 +170,24 @@ class Checkpoint:
         """A norm's weight, a bias or a table, as float32 of its own."""
         return self.tensor(name).float().clone().numpy()
 
-    def with_store(self, config: PretrainedConfig, store: TensorStore) -> Checkpoint:
-        """The same uncompressed model with the tensors of `store`, as `config` asks for them."""
-        other = Checkpoint(self.source, config, store, self._write_tokenizer, self.generation)
+    def with_store(
+        self, config: PretrainedConfig, store: TensorStore, settings: CompressionSettings | None = None
+    ) -> Checkpoint:
+        """The same model with the tensors of `store`, as `config` asks for them; compressed if `settings` say how."""
+        other = Checkpoint(self.source, config, store, self._write_tokenizer, self.generation, settings)
         other._parameters = self.parameters
         return other
+
+    def cache_tables(self) -> list[CacheTables]:
+        """Constants of every layer's KV cache; `cache_formats` says how it is coded."""
+        tables = []
+        read = {name: self._store.read(name).float().clone().numpy() for name in self._cache_shapes}
+        for layer, format in zip(self.spec.layers, self.cache_formats or (), strict=True):
+            path = cache_path(layer.attention)
+            found = CacheTables(**{part: read[f"{path}.{part}"] for part in CacheTables.__dataclass_fields__})
+            found.check(f"{self.source}: {path}", format)
+            tables.append(found)
+        return tables
 
     def release(self) -> None:
         """Give the memory of the mapped files back. Tensors that share it stay valid and are read again."""
@@ -189,6 +206,22 @@ class Checkpoint:
                 raise EdgeError("checkpoint.encoding", f"{self.source}: '{name}' is no matrix of this model", hint)
         return {name: stored_names(name, self.matrix_shape(name), self.encodings[name]) for name in self.encodings}
 
+    def _check_cache(self, stored: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the constants of the layers' KV caches, which have to be there."""
+        if self.cache_formats is None:
+            return {}
+        if not isinstance(self.spec, DecoderSpec) or len(self.cache_formats) != len(self.spec.layers):
+            hint = "download or copy the folder again"
+            raise EdgeError("checkpoint.cache", f"{self.source}: the layers of its KV cache are not the model's", hint)
+        shapes = cache_shapes(self.spec, self.cache_formats)
+        for name, shape in shapes.items():
+            if tuple(stored.get(name, ())) != shape:
+                message = (
+                    f"{self.source}: the tensor '{name}' of the KV cache is not there with the shape {list(shape)}"
+                )
+                raise EdgeError("checkpoint.cache", message, "download or copy the folder again")
+        return shapes
+
     def _compressed(self, name: str) -> CompressedTensor:
         shape, encoding = self.matrix_shape(name), self.encodings[name]
         return from_stored(name, shape, encoding, self._store.read, self._stored_names[name])
@@ -205,6 +238,7 @@ class CompressionSettings(msgspec.Struct, frozen=True):
     activations: Literal["a8", "f32"]
     recipe: dict[str, Any] | None = None
     source: str | None = None
+    kv_cache: list[CacheFormat] | None = None
     parameters: int | None = None
     schema: int = files.SCHEMA
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -12,12 +12,15 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quanti
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from edge.core.cache import CacheFormat
 from edge.core.files import SCHEMA
 from edge.core.parts import ANY
 from edge.core.weight import Compressed
+from edge.models.cache_modules import quantize_cache
 from edge.models.compressed_modules import CompressedWeight
 from edge.models.describe import describe
 from edge.models.safetensors_store import SafetensorsStore
+from edge.models.spec import DecoderSpec
 from edge.models.torch_model import empty_model, hollow, tie
 
 METHOD = "edge"
@@ -26,11 +29,20 @@ METHOD = "edge"
 class EdgeConfig(QuantizationConfigMixin):
     """`quantization_config` of a compressed folder: the encoding of every compressed tensor, by name."""
 
-    def __init__(self, encodings: dict[str, Any], activations: str = "a8", schema: int = SCHEMA, **_: Any) -> None:
+    def __init__(
+        self,
+        encodings: dict[str, Any],
+        activations: str = "a8",
+        schema: int = SCHEMA,
+        kv_cache: list[dict[str, Any]] | None = None,
+        **_: Any,
+    ) -> None:
         self.quant_method = METHOD
         self.schema = schema
         self.activations = activations
         self.encodings = encodings
+        if kv_cache is not None:
+            self.kv_cache = kv_cache
 
 
 class EdgeQuantizer(HfQuantizer):
@@ -57,6 +69,9 @@ class EdgeQuantizer(HfQuantizer):
             parents.add(parent := path.rpartition(".")[0])
             model.get_submodule(parent)._is_hf_initialized = True
         self._parents = parents
+        if formats := getattr(self.quantization_config, "kv_cache", None):
+            with torch.device("meta"):
+                quantize_cache(model, cast(DecoderSpec, spec), msgspec.convert(formats, list[CacheFormat]))
         tied = {copy: name for copy, name in spec.tied_copies.items() if name in encodings}
         if tied:
             tie(model, spec, activations)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from edge.core.cache import CacheFormat
 from edge.core.target import Task
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
@@ -170,3 +171,17 @@ class ModuleSpec:
 
 
 Spec = DecoderSpec | ModuleSpec
+
+
+def cache_path(attention: Attention) -> str:
+    """Where the constants of a layer's KV cache lie: a module inside the attention's."""
+    return f"{attention.o.name.rpartition('.')[0]}.kv_cache"
+
+
+def cache_shapes(spec: DecoderSpec, formats: Sequence[CacheFormat]) -> dict[str, tuple[int, ...]]:
+    """Names in the file of all layers' constants, with their shapes."""
+    return {
+        f"{cache_path(layer.attention)}.{part}": shape
+        for layer, format in zip(spec.layers, formats, strict=True)
+        for part, shape in format.layout(layer.attention.num_kv_heads, layer.attention.head_dim).items()
+    }

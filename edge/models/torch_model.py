@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from edge.core.errors import EdgeError, UsageError
 from edge.core.weight import Compressed
 from edge.models.any_model import model_class
+from edge.models.cache_modules import quantize_cache
 from edge.models.compressed_modules import (
     Activations,
     CompressedEmbedding,
@@ -37,6 +38,10 @@ def build_model(checkpoint: Checkpoint) -> PreTrainedModel:
     model = empty_model(checkpoint.config, checkpoint.spec)
     fill(model, checkpoint, checkpoint.names())
     tie(model, checkpoint.spec, checkpoint.activations)
+    if checkpoint.cache_formats is not None:
+        caches = quantize_cache(model, cast(DecoderSpec, checkpoint.spec), checkpoint.cache_formats)
+        for cache, tables in zip(caches, checkpoint.cache_tables(), strict=True):
+            cache.load(tables)
     checkpoint.release()
     left = [name for name, tensor in _state(model) if tensor.is_meta]
     if left:
