@@ -184,6 +184,13 @@ def read_text(path: Path, max_bytes: int | None = None) -> str:
         raise UsageError("text.encoding", f"{path} is not UTF-8 at byte {error.start}", hint) from error
 
 
+def open_path(path: str | Path, threads: int = 0) -> tuple[Any, Any]:
+    """A session of a bundle or of a checkpoint, and its tokenizer."""
+    opened = open_bundle(Path(path)) if (Path(path) / MANIFEST).is_file() else open_checkpoint(path)
+    session, _ = _open(opened, path, threads)
+    return session, tokenizer_of(opened.path) if isinstance(opened, Bundle) else checkpoint_tokenizer(opened)
+
+
 def _open(opened: Bundle | Checkpoint, path: str | Path, threads: int) -> tuple[Any, Subject]:
     """A session, and what is to be said of it."""
     if isinstance(opened, Bundle):

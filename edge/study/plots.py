@@ -13,7 +13,8 @@ from edge.study.result import Row, Study
 from edge.study.table import original
 
 Axis = Callable[[Row], float | None]
-GOES_WRONG = 1e8  # a perplexity beyond which a model says nothing: it would press the others flat
+OFF_THE_PLOT = 20.0
+"""Times the best perplexity beyond which a row says nothing, and would press the others flat."""
 
 
 def sections(study: Study) -> list[Section]:
@@ -31,12 +32,10 @@ def _latency_ms(row: Row) -> float | None:
 
 
 def _figure(rows: Sequence[Row], name: str, title: str, x_title: str, x_of: Axis) -> Figure | None:
-    points = [
-        (x, row.perplexity, row)
-        for row in rows
-        if (x := x_of(row)) is not None and row.perplexity is not None and row.perplexity < GOES_WRONG
-    ]
-    small = [point for point in points if point[2].kind != "original"]
+    known = [(x, row.perplexity, row) for row in rows if (x := x_of(row)) is not None and row.perplexity is not None]
+    limit = OFF_THE_PLOT * min((y for _, y, _ in known), default=0.0)
+    compared = [point for point in known if point[2].kind != "original"]
+    small = [point for point in compared if point[1] <= limit]
     if not small:
         return None
     best = [small[index] for index in front([(x, y) for x, y, _ in small])]
@@ -48,8 +47,13 @@ def _figure(rows: Sequence[Row], name: str, title: str, x_title: str, x_of: Axis
     log = perplexity_axis(shown["yaxis"], [y for _, y, _ in small] + lines)
     shown["shapes"] = [dashed(value) for value in lines]
     shown["annotations"] = [line_label(value, log=log) for value in lines]
+    xs = [x for x, _, _ in small]
+    room = 0.1 * (max(xs) - min(xs)) or 0.1 * max(xs)
+    shown["xaxis"]["range"] = [min(xs) - room, max(xs) + room]
     said = "; ".join(f"{row.label}: {number(x)}, perplexity {perplexity(y)}" for x, y, row in best)
     caption = "Down and to the left is better. Nothing beats what is on the line in both; dashed is the original model."
+    if off := [f"{row.label} ({perplexity(y)})" for _, y, row in compared if y > limit]:
+        caption += f" Too far up to be shown: {', '.join(off)}."
     return Figure(name, title, f"On the front: {said}", caption, data, shown)
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from edge.core.files import SCHEMA, read_json
 from edge.core.measurement import Evaluation
+from edge.evaluate.tasks import TaskScore
 from edge.study.cell import Cell, Settings
 
 STAGES = ("compress", "evaluate", "tasks", "speed")
@@ -30,16 +31,6 @@ class Compressed(msgspec.Struct, frozen=True):
     peak_bytes: int | None = None
     notes: list[str] = []
     schema: int = SCHEMA
-
-
-class TaskScore(msgspec.Struct, frozen=True):
-    """value of `metric` with its standard error; or why there is none."""
-
-    task: str
-    metric: str = ""
-    value: float | None = None
-    stderr: float | None = None
-    problem: str = ""
 
 
 class Tasks(msgspec.Struct, frozen=True):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from edge.evaluate.tasks import TaskScore
 from edge.report.table import NONE, Cell, Table, digits, megabytes, number, perplexity
-from edge.study.result import Row, Study, TaskScore
+from edge.study.result import Row, Study
 
 Show = Callable[[Row], Cell | None]
 

@@ -28,7 +28,8 @@ from edge.core.files import atomic_folder, read_json, write_json, write_text
 from edge.core.measurement import Evaluation
 from edge.evaluate.recorded import RecordedOriginal
 from edge.evaluate.run import Subject, evaluate
-from edge.evaluate.subject import checkpoint_tokenizer, evaluate_path, read_text
+from edge.evaluate.subject import checkpoint_tokenizer, evaluate_path, open_path, read_text
+from edge.evaluate.tasks import score_tasks
 from edge.models.checkpoint import Checkpoint, open_checkpoint
 from edge.profiles import statistics
 from edge.runtimes.probes.memory import high_water_mark
@@ -120,12 +121,13 @@ class CellRun:
         return result
 
     def tasks(self) -> Tasks:
-        from edge.study.tasks import scores
-
         made = self._made()
-        path = made.path if isinstance(made, Bundle) else made.source
-        limit, threads = self.settings.task_limit, self.settings.threads
-        return Tasks(scores(path, self.settings.tasks, limit=limit, threads=threads))
+        session, tokenizer = open_path(made.path if isinstance(made, Bundle) else made.source, self.settings.threads)
+        try:
+            scores = score_tasks(session, tokenizer, self.settings.tasks, limit=self.settings.task_limit)
+            return Tasks(list(scores))
+        finally:
+            session.close()
 
     def speed(self) -> Speed:
         settings = self.settings
