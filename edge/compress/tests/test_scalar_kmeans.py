@@ -1,6 +1,6 @@
 """Weighted k-means in one dimension against the optimum by trying every partition."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def optimum(points, weights, clusters):
     for cuts in combinations(range(1, len(points)), clusters - 1):
         ends = [0, *cuts, len(points)]
         total = 0.0
-        for first, end in zip(ends, ends[1:]):
+        for first, end in pairwise(ends):
             x, w = points[first:end], weights[first:end]
             total += float((w * (x - (w * x).sum() / w.sum()).square()).sum())
         best = min(best, total)
