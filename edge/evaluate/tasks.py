@@ -16,6 +16,7 @@ from edge.core.errors import EdgeError, EngineMissing, nearest
 from edge.core.session import Session, generate
 from edge.evaluate.divergence import log_softmax
 
+FILES = (".yaml", ".yml")
 METRICS = ("acc", "exact_match", "word_perplexity")  # which one stands for a task that has several
 
 
@@ -40,15 +41,16 @@ def score_tasks(
         import lm_eval
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        hint = "pip install lm-eval"
+        hint = "pip install 'edge-deploy[tasks]'"
         raise EngineMissing("tasks.missing", f"lm-eval can't be imported: {error}", hint) from error
     model = language_model(session, tokenizer)
-    manager = TaskManager()
-    for task in tasks:
+    manager = TaskManager(include_path=sorted({str(Path(task).parent) for task in tasks if task.endswith(FILES)}))
+    for name in tasks:
+        task = Path(name).stem if name.endswith(FILES) else name
         try:
-            known = _known(task, manager)
+            known = _known(name, manager)
             found = lm_eval.simple_evaluate(
-                model=model, tasks=[known], limit=limit, task_manager=manager, bootstrap_iters=0, log_samples=False
+                model=model, tasks=[known], limit=limit, task_manager=manager, bootstrap_iters=100, log_samples=False
             )
             yield _score(task, next(iter(found["results"].values())))
         except OSError as error:  # what lies on a network that isn't there, ConnectionError too
@@ -57,17 +59,23 @@ def score_tasks(
             yield TaskScore(task, problem=_line(error))
 
 
-def _known(task: str, manager: Any) -> Any:
-    """What lm-eval takes for it: the name, or a file's settings."""
-    if task.endswith((".yaml", ".yml")):
-        from lm_eval.utils import load_yaml_config
+def _known(task: str, manager: Any) -> str:
+    """What lm-eval calls it. Raises `EdgeError` for what it doesn't know."""
+    name = _file_task(task) if task.endswith(FILES) else task
+    if name not in manager.all_tasks:
+        raise EdgeError("tasks.unknown", "lm-eval has no such task", nearest(name, manager.all_tasks))
+    return name
 
-        if not Path(task).is_file():
-            raise EdgeError("tasks.unknown", f"no task file {task}")
-        return load_yaml_config(task)
-    if task not in manager.all_tasks:
-        raise EdgeError("tasks.unknown", "lm-eval has no such task", nearest(task, manager.all_tasks))
-    return task
+
+def _file_task(path: str) -> str:
+    """The name that a YAML file gives its task."""
+    import yaml
+
+    try:
+        return str(yaml.safe_load(Path(path).read_text())["task"])
+    except (FileNotFoundError, yaml.YAMLError, KeyError, TypeError) as error:
+        hint = "lm-eval's guide to new tasks says what is in one"
+        raise EdgeError("tasks.file", f"{path} is no task file: {_line(error)}", hint) from error
 
 
 def _line(error: Exception) -> str:
@@ -81,7 +89,7 @@ def _score(task: str, results: dict[str, Any]) -> TaskScore:
     if not metrics:
         return TaskScore(task, problem="it has no single figure")
     metric = next((name for name in METRICS if name in metrics), metrics[0])
-    doubt = results.get(values.get(f"{metric}_stderr", ""))
+    doubt = results.get(values.get(f"{metric}_stderr", ""))  # "N/A" has no key here
     return TaskScore(task, metric, results[values[metric]], doubt)
 
 
