@@ -204,11 +204,11 @@ def rewritten(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
 
 def _tasks(recipe: Recipe, tensors: list[tuple[str, ModuleKind]], steps: list[int], tied: bool) -> Tasks:
     tasks = {}
-    for name, resolved in recipe.resolve(tensors, steps).items():
+    for name, resolved in _resolve(recipe, tensors, steps, tied).items():
         method = load_method(resolved.method)
         origin = f"{recipe.name}: {resolved.method} for {name}"
         options = check_options(resolved.options, method.Options, origin)
-        if method.CALIBRATED and resolved.module == "embedding" and not tied and not hasattr(method, "plan_steps"):
+        if resolved.module == "embedding" and not tied and _needs_inputs(method):
             message = f"{origin}: {resolved.method} needs the inputs of a matrix, an embedding has none"
             hint = 'exclude it, {module = "embedding", exclude = true}, and add an rtn step for it'
             raise UsageError("recipe.module", message, hint)
@@ -216,3 +216,20 @@ def _tasks(recipe: Recipe, tensors: list[tuple[str, ModuleKind]], steps: list[in
             _ = options.encoding  # raises for bits or a group that can't be stored
         tasks[name] = Task(method, options, resolved)
     return tasks
+
+
+def _resolve(
+    recipe: Recipe, tensors: list[tuple[str, ModuleKind]], steps: list[int], tied: bool
+) -> dict[str, Resolved]:
+    """Which step takes a tensor. Those that need inputs pass over an untied embedding, if another one takes it."""
+    answers = recipe.resolve(tensors, steps)
+    if not tied:
+        embeddings = [(name, kind) for name, kind in tensors if kind == "embedding"]
+        others = [index for index in steps if not _needs_inputs(load_method(recipe.steps[index].method))]
+        answers |= recipe.resolve(embeddings, others)
+    return answers
+
+
+def _needs_inputs(method: Method) -> bool:
+    """Whether the method can't serve a matrix that multiplies nothing."""
+    return method.CALIBRATED and not hasattr(method, "plan_steps")

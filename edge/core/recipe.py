@@ -11,7 +11,8 @@
     options = {bits = 4, group_size = 64}
 
 A step takes every tensor that no earlier step took and that no rule of its own excludes. Rules match by name before
-module kind; among equals the first wins. A step whose method only prepares (`edge methods`) takes no tensors: it
+module kind; among equals the first wins. An embedding that isn't the head too is passed over by methods that need a
+matrix's inputs. A step whose method only prepares (`edge methods`) takes no tensors: it
 changes the weights, not the function, of the layers whose matrices it is for, before they are compressed.
 """
 
@@ -68,14 +69,16 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What is done to a model, in order. `activations` is what quantized matmuls see at run time: int8 or float."""
+    """What is done to a model, in order. `activations` is what quantized matmuls see at run time: int8, float, or for
+    evaluation only 4 bits with the first blocks of channels at 8 (`fmpq`).
+    """
 
     steps: list[Step]
     name: str = "custom"
     description: str = ""
     schema: int = SCHEMA
     seed: int = 0
-    activations: Literal["a8", "f32"] = "a8"
+    activations: Literal["a8", "a4", "f32"] = "a8"
     calibration: Calibration = msgspec.field(default_factory=Calibration)
 
     def resolve(

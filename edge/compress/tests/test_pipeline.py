@@ -183,6 +183,7 @@ LAYERWISE = {
     "gptq-head": EVERYTHING,
     "awq": GPTQ.replace('"gptq"', '"awq"'),
     "autoround": GPTQ.replace('"gptq"', '"autoround"').replace("bits = 3,", "bits = 3, steps = 5, batch = 2,"),
+    "rotate": GPTQ.replace("[[steps]]", '[[steps]]\nmethod = "rotate"\noptions = {untie = true}\n[[steps]]', 1),
     "smoothquant": GPTQ.replace("[[steps]]", '[[steps]]\nmethod = "smoothquant"\n[[steps]]', 1),
 }
 
@@ -311,7 +312,16 @@ def test_requests_that_cannot_be_met(model, tmp_path, text):
     refused("encoding.group", model, recipe(GPTQ.replace("group_size = 32", "group_size = 48")), out)
     refused("recipe.option", model, recipe(GPTQ.replace("bits = 3", "bitz = 3")), out)
     untied = tiny_model("llama-rope", tmp_path / "untied")
-    assert "embedding" in refused("recipe.module", untied, recipe(EVERYTHING), out).hint
+    alone = EVERYTHING[: EVERYTHING.rindex("[[steps]]")]
+    assert "embedding" in refused("recipe.module", untied, recipe(alone), out).hint
+
+
+def test_an_embedding_without_inputs_is_left_to_a_later_step(tmp_path, text):
+    untied = tiny_model("llama-rope", tmp_path / "untied")
+    folder = compress(untied, recipe(EVERYTHING), tmp_path / "out", calibration_text=text)
+    resolved = json.loads((folder / "config.json").read_text())["edge"]["resolved"]
+    methods = {answer["module"]: answer["method"] for answer in resolved.values()}
+    assert methods == {"embedding": "rtn", "linear": "gptq", "head": "gptq"}
 
 
 def test_existing_output_and_compressed_input(model, tmp_path):
