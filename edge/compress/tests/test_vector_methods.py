@@ -83,7 +83,6 @@ def test_gptvq_works_through_rows_in_parts(problem, monkeypatch):
     whole = made(gptvq, problem, **options)
     monkeypatch.setattr(gptvq, "WEIGHTS_AT_ONCE", 40 * 512)
     parts = made(gptvq, problem, **options)
-    assert (whole.parts["tables"] == parts.parts["tables"]).mean() > 0.8
     assert error(parts, problem) == pytest.approx(error(whole, problem), rel=0.01)
 
 
