@@ -74,6 +74,9 @@ def export(
     output = Path(output)
     with atomic_folder(output, force=force) as folder:
         checkpoint = open_checkpoint(source)
+        if checkpoint.activations == "a4":
+            hint = 'compress with activations = "a8"; `edge evaluate` shows the folder\'s quality in PyTorch'
+            raise UsageError("export.activations", "no kernel computes with 4-bit activations", hint)
         exporter = _exporter(runtime, checkpoint.spec.task)
         context = _context_length(checkpoint, context_length)
         info(f"Writing {checkpoint.spec.model_type} for {target}, {runtime}, {kernels} kernels, context {context}")

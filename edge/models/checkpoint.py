@@ -62,7 +62,7 @@ class Checkpoint:
         self.config = config
         self.spec: Spec = describe(config)
         self.recipe: dict[str, Any] | None = settings.recipe if settings else None
-        self.activations: Literal["a8", "f32"] = settings.activations if settings else "f32"
+        self.activations: Literal["a8", "a4", "f32"] = settings.activations if settings else "f32"
         self.compressed = settings is not None
         self.encodings: Mapping[str, Compressed] = settings.encodings if settings else {}
         self.cache_formats = settings.kv_cache if settings else None
@@ -235,7 +235,7 @@ class CompressionSettings(msgspec.Struct, frozen=True):
     """What config.json of a compressed folder says: the `quantization_config` and the `edge` section."""
 
     encodings: dict[str, Compressed]
-    activations: Literal["a8", "f32"]
+    activations: Literal["a8", "a4", "f32"]
     recipe: dict[str, Any] | None = None
     source: str | None = None
     kv_cache: list[CacheFormat] | None = None

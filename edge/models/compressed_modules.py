@@ -14,22 +14,30 @@ from edge.core.parts import ANY
 from edge.core.weight import Compressed, CompressedTensor
 from edge.models.stored import from_packed, to_packed
 
-Activations = Literal["a8", "f32"]
+Activations = Literal["a8", "a4", "f32"]
+HIGH_SHARE = 1 / 8
+"""Of the groups of 4-bit activations the first ones, which keep 8 bits: at least one."""
 
 
-def quantize_activations(x: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_activations(
+    x: torch.Tensor, group_size: int, activations: Activations = "a8"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Dynamic int8 per token (row) and group of columns: codes [.., groups, width], scales [.., groups, 1].
 
     scale = max|x| / 127 in float32; code = rint(x * (1 / scale)), half to even, within +-127: bit for bit the kernels'.
-    group_size is that of the weights, 0 for the whole row. A short last group is filled up with zeros.
+    group_size is that of the weights, 0 for the whole row. A short last group is filled up with zeros. `a4` has 7 in
+    place of 127 but for the first groups (`HIGH_SHARE`); no kernel does that.
     """
     columns = x.shape[-1]
     width = group_size or columns
     grouped = F.pad(x, (0, -columns % width)).unflatten(-1, (-1, width))
-    scale = grouped.abs().amax(-1, keepdim=True) / torch.tensor(127.0)
+    limit = torch.full((grouped.shape[-2], 1), 127.0, device=x.device)
+    if activations == "a4":
+        limit[max(1, round(HIGH_SHARE * len(limit))) :] = 7
+    scale = grouped.abs().amax(-1, keepdim=True) / limit
     inverse = 1 / scale
     inverse = torch.where(inverse.isfinite(), inverse, 0)
-    return (grouped * inverse).round().clamp(-127, 127), scale
+    return (grouped * inverse).round().clamp(-limit, limit), scale
 
 
 def emulated_linear(x: torch.Tensor, dense: torch.Tensor, activations: Activations, group_size: int) -> torch.Tensor:
@@ -38,8 +46,8 @@ def emulated_linear(x: torch.Tensor, dense: torch.Tensor, activations: Activatio
     The activations' codes are the kernels' own; the sum runs over dequantized values in the order of torch's matmul,
     which differs from the kernels' exact integer sums by about 1e-6 relative.
     """
-    if activations == "a8":
-        codes, scale = quantize_activations(x, group_size)
+    if activations != "f32":
+        codes, scale = quantize_activations(x, group_size, activations)
         x = (codes * scale).flatten(-2)[..., : x.shape[-1]]
     return F.linear(x, dense)
 
