@@ -89,8 +89,8 @@ def cells_of(
     """The original, methods by bits, recipes, peers. Raises `UsageError` for a name that nothing has."""
     found = [Cell(label=ORIGINAL, kind="original")]
     for name in methods:
-        steps = [METHODS.load(part) for part in name.split("+")]
-        fixed = not any("bits" in module.Options.__struct_fields__ for module in steps)
+        modules = [METHODS.load(part) for part in name.split("+")]
+        fixed = not any("bits" in module.Options.__struct_fields__ for module in modules if hasattr(module, "compress"))
         for width in [None] if fixed else bits:
             label = name if width is None else f"{name} {width} bits"
             recipe = recipe_of(name, width, settings)
@@ -115,16 +115,20 @@ def _refuse_twice(labels: Sequence[str]) -> None:
 def recipe_of(name: str, bits: int | None, settings: Settings) -> Recipe:
     """A recipe for the matrices of the layers, with the embedding and the head at `head_bits`, round to nearest.
 
-    name: a method, or several joined by `+` of which the first ones prepare the model: `rotate+gptq`. With head bits
-    `same` the method takes the head too, and the embedding where it can.
+    name: a method, or several joined by `+`, such as `rotate+gptq`, of which one compresses and others prepare. With
+    head bits `same` that one takes the head too, and the embedding where it can.
     """
-    *before, last = name.split("+")
+    parts = name.split("+")
+    compressing = [part for part in parts if hasattr(METHODS.load(part), "compress")]
+    if not compressing:
+        hint = f"name what compresses as well, such as {name}+gptq"
+        raise UsageError("study.prepares_only", f"{name} prepares a model and compresses nothing", hint)
+    main = compressing[-1]
     apart = [Rule(module="embedding", exclude=True), Rule(module="head", exclude=True)]
-    calibrated = METHODS.load(last).CALIBRATED
+    calibrated = METHODS.load(main).CALIBRATED
     same = settings.head_bits == "same"
     rules = apart if not same else apart[:1] if calibrated else []
-    steps = [Step(part, _options(part, bits, settings.group_size)) for part in before]
-    steps.append(Step(last, _options(last, bits, settings.group_size), rules))
+    steps = [Step(part, _options(part, bits, settings.group_size), rules if part == main else []) for part in parts]
     head = bits or 8 if settings.head_bits == "same" else settings.head_bits
     if rules:
         steps.append(Step("rtn", {"bits": head, "group_size": settings.group_size}))

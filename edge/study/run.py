@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import time
@@ -59,6 +60,7 @@ def study(
         for cell in _told(cells, settings, output):
             _measure(cell, settings, output)
             write_json(output / "study.json", _gathered(cells, settings, output, checkpoint, device))
+        _clear(cells, settings, output)
     finally:
         found = _gathered(cells, settings, output, checkpoint, device)
         write_json(output / "study.json", found)
@@ -125,6 +127,13 @@ def _told(cells: Sequence[Cell], settings: Settings, root: Path) -> Sequence[Cel
             yield cell
 
     return announced()
+
+
+def _clear(cells: Sequence[Cell], settings: Settings, root: Path) -> None:
+    """Delete what cells had in common, once nothing is left that could need it: logits take gigabytes."""
+    whole = not any(missing_stages(folder_of(cell, settings, root), settings) for cell in cells)
+    if whole and not settings.keep_models:
+        shutil.rmtree(root / "shared", ignore_errors=True)
 
 
 def _duration(seconds: float) -> str:

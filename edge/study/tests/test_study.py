@@ -16,10 +16,10 @@ from edge.models.checkpoint import open_checkpoint
 from edge.models.testing import tiny_model
 from edge.runtimes.torch import open_folder
 from edge.study import page, peers, run, table, worker
-from edge.study.cell import Cell, Job, Settings, cells_of, digest
+from edge.study.cell import Cell, Job, Settings, cells_of, digest, folder_of
 from edge.study.pareto import front
 from edge.study.plots import sections
-from edge.study.result import FAILED, Failure, Failures, Row, Study, failures_of, missing_stages
+from edge.study.result import FAILED, Failure, Failures, Row, Study, failures_of, missing_stages, row_of
 
 SENTENCE = "The harbour lay quiet in the early light, and three men were mending nets. "
 SETTINGS = Settings(model="m", model_sha256="1", text="t", text_sha256="2")
@@ -76,9 +76,12 @@ def test_a_study_measures_what_was_asked_for_and_goes_on(place, tmp_path, in_thi
 
 
 def test_a_cell_runs_in_a_process_of_its_own(place, tmp_path):
-    found = small_study(place, tmp_path, methods=["rtn"], bits=[4], max_bytes=120)
-    _, four = found.rows
-    assert four.status == "done" and four.perplexity > 1 and four.compress_peak_bytes > 1e8
+    checkpoint, options = open_checkpoint(place / "model"), {"speed": False, "max_bytes": 120, "group_size": 32}
+    settings = run._settings(checkpoint, place / "model", place / "text.txt", options)
+    _, cell = cells_of(["rtn"], [4], [], [], settings)
+    run._measure(cell, settings, tmp_path)
+    row = row_of(cell, folder_of(cell, settings, tmp_path), settings)
+    assert row.status == "done" and row.perplexity > 1 and row.compress_peak_bytes > 1e8
     assert not list(tmp_path.glob("cells/*/model"))  # deleted when it had been measured
 
 
@@ -126,6 +129,7 @@ def test_cells_say_what_they_are():
         (([], [4], [], ["llama.cp"]), "llama.cpp"),
         (([], [4], [], ["llama.cpp:Q4_K"]), "Q4_K_M"),
         ((["rtn", "rtn"], [4], [], []), "once"),
+        ((["smoothquant"], [4], [], []), "smoothquant+gptq"),
     ],
 )
 def test_wrong_names_are_refused_with_the_right_one(asked, said):
@@ -213,6 +217,7 @@ def test_a_peer_is_quantized_and_measured_as_ours_are(place, tmp_path, in_this_p
     _, row = small_study(place, tmp_path, peers=[f"{toolkit}:{format}"]).rows
     assert row.failures == [] and row.status == "done"
     assert 4.5 < row.bits_per_weight < 11 and 0 < row.kl_divergence < 0.5
+    assert not (tmp_path / "shared").exists()  # nothing is left that could need it
 
 
 def test_importance_is_the_mean_square_of_what_a_matrix_sees(place):
