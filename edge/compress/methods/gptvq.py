@@ -126,10 +126,13 @@ class _Scope:
     def row_chunks(self) -> Iterator[slice]:
         """Rows that are worked on at a time: whole tables, or whole parts of one."""
         step = max(16, WEIGHTS_AT_ONCE // self.columns)
-        step = step // self.table_rows * self.table_rows or step
-        for start in range(0, self.rows, step):
-            end = (start // self.table_rows + 1) * self.table_rows if step < self.table_rows else start + step
-            yield slice(start, min(start + step, end, self.rows))
+        tables = step // self.table_rows
+        start = 0
+        while start < self.rows:
+            end = (start // self.table_rows + max(1, tables)) * self.table_rows
+            stop = min(end if tables else min(end, start + step), self.rows)
+            yield slice(start, stop)
+            start = stop
 
     def spread(self, scales: torch.Tensor) -> torch.Tensor:
         """Scales [rows, groups] by weight, [rows, columns]."""
