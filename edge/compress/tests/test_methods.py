@@ -237,15 +237,19 @@ def test_gptq_without_static_groups_is_a_sequence_of_least_squares(grid):
     assert (tensor.parts["codes"] == expected.numpy()).mean() > 0.97  # a tie in float32 moves the columns after it
 
 
-def test_hqq_lets_few_weights_be_wrong():
+@pytest.mark.parametrize("grid", ["symmetric", "zero_point", "half_integer"])
+def test_hqq_lets_few_weights_be_wrong_but_not_the_largest(grid):
     weight = torch.randn(32, 256, generator=torch.Generator().manual_seed(3)) * 0.02
     weight[:, ::64] *= 8
-    for grid in ("symmetric", "zero_point", "half_integer"):
-        errors = [
-            np.abs(method.compress("m", weight, method.Options(bits=3, grid=grid)).dequantize() - weight.numpy()) ** 0.7
-            for method in (hqq, rtn)
-        ]
-        assert errors[0].sum() < 0.97 * errors[1].sum()
+
+    def errors(method, **options):
+        tensor = method.compress("m", weight, method.Options(bits=3, grid=grid, **options))
+        return np.abs(tensor.dequantize() - weight.numpy())
+
+    nearest, plain, weighted = errors(rtn), errors(hqq, salience=0.0), errors(hqq)
+    assert (plain**0.7).sum() < 0.97 * (nearest**0.7).sum()
+    assert (weighted**0.7 * weight.abs().numpy() ** 0.5).sum() < (nearest**0.7 * weight.abs().numpy() ** 0.5).sum()
+    assert (weighted[:, ::64] ** 2).sum() < (plain[:, ::64] ** 2).sum()
 
 
 def test_finequant_takes_small_groups_where_outliers_are_few():
@@ -303,7 +307,9 @@ def test_finequant_refuses_options_out_of_range(wrong):
         options_of("finequant", wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"p": 0.0}, {"p": 1.5}, {"beta": 0.0}, {"growth": 0.5}, {"iterations": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"p": 0.0}, {"p": 1.5}, {"beta": 0.0}, {"growth": 0.5}, {"iterations": 0}, {"salience": 3.0}]
+)
 def test_hqq_refuses_options_out_of_range(wrong):
     with pytest.raises(UsageError):
         options_of("hqq", wrong)
