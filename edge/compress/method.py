@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
@@ -143,6 +144,7 @@ class Plan:
         return self.calibrated or any(method.CALIBRATED for method, _ in self.finishing)
 
 
+@cache  # asked for every tensor, and the list of installed packages is read each time
 def load_method(name: str) -> Method:
     """A method by name. Raises `UsageError` with the nearest right name."""
     return cast(Method, METHODS.load(name))
