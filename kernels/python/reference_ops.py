@@ -349,17 +349,18 @@ class _TableCache:
                     layout.write(cache, position, coded, at)
 
     def scores(self, kv_head: int, queries: Floats, positions: NDArray[Any], count: int) -> Floats:
-        """Sums over the even elements plus sums over the odd ones."""
+        """Sums over the second elements of the pairs that are rotated together, plus sums over all others."""
         layout, cache = self.keys
         found = coding.decode_keys(self.format, self.tables, layout.read(cache))
         keys = np.concatenate([self._first(*self.keys), self.rope(found, np.arange(len(found)) % LANES)])[:, kv_head]
-        scores = np.zeros((len(queries), len(keys)), F32)
+        scores, half = np.zeros((len(queries), len(keys)), F32), (self.s.rotary_dim or self.s.head_dim) // 2
         for start in range(0, count, LANES):
             tile = slice(start, start + LANES)
             turned = self.rope(queries, np.maximum(positions - start, 0))
             sums = [np.zeros((len(queries), LANES), F32) for _ in range(2)]
             for d in range(self.s.head_dim):
-                sums[d % 2] = fma(turned[:, d, None], keys[None, tile, d], sums[d % 2])
+                second = half <= d < 2 * half
+                sums[second] = fma(turned[:, d, None], keys[None, tile, d], sums[second])
             scores[:, tile] = sums[0] + sums[1]
         return scores[:, :count]
 

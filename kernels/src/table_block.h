@@ -7,31 +7,42 @@
 namespace edge {
 namespace {
 
-// Scores of `Rows` rows over a tile of keys [head_dim][16]: sums over the even elements plus sums over the odd ones.
-template <class L, int Rows>
+// Scores of `Rows` rows over a tile of keys [head_dim][16]: sums over pairs' first elements (and what is in no pair)
+// plus sums over their second ones. A pair is what is rotated together.
+template <class L, int Rows, bool Turned>
 void score_tile(const AttentionTask& task, const float* q, const float* keys, float* scores, size_t stride) {
+  const size_t width = task.width, head_dim = task.head_dim, rotary_dim = static_cast<size_t>(task.call.rotary_dim);
+  const size_t half = (rotary_dim ? rotary_dim : head_dim) / 2;
   typename L::Floats sum[2][Rows];
   EDGE_UNROLL for (int r = 0; r < Rows; ++r) sum[0][r] = sum[1][r] = L::zero();
-  const size_t even = task.head_dim / 2 * 2;
-  for (size_t d = 0; d < even; d += 2) {
-    EDGE_UNROLL for (int odd = 0; odd < 2; ++odd) {
-      const auto key = L::load(keys + kLanes * (d + odd));
-      EDGE_UNROLL for (int r = 0; r < Rows; ++r) {
-        sum[odd][r] = L::fma(L::all(q[r * task.width + d + odd]), key, sum[odd][r]);
-      }
+  for (size_t d = 0; d < half; ++d) {
+    auto first = L::load(keys + kLanes * d), second = L::load(keys + kLanes * (half + d));
+    if (!Turned) turn<L>(task, d, &first, &second);
+    EDGE_UNROLL for (int r = 0; r < Rows; ++r) {
+      sum[0][r] = L::fma(L::all(q[r * width + d]), first, sum[0][r]);
+      sum[1][r] = L::fma(L::all(q[r * width + half + d]), second, sum[1][r]);
     }
   }
+  for (size_t d = 2 * half; d < head_dim; ++d) {
+    const auto key = L::load(keys + kLanes * d);
+    EDGE_UNROLL for (int r = 0; r < Rows; ++r) sum[0][r] = L::fma(L::all(q[r * width + d]), key, sum[0][r]);
+  }
   EDGE_UNROLL for (int r = 0; r < Rows; ++r) {
-    if (even < task.head_dim) {
-      sum[0][r] = L::fma(L::all(q[r * task.width + even]), L::load(keys + kLanes * even), sum[0][r]);
-    }
     L::store(scores + r * stride, L::mul(L::add(sum[0][r], sum[1][r]), L::all(task.call.scale)));
   }
 }
 
+// A query as keys see it that are rotated by their places in the tile that begins at `start`.
 template <class L>
-EDGE_INLINE void score_block(const AttentionTask& task, const Block& block, size_t tile, const float* keys,
-                             float* turned) {
+EDGE_INLINE void turn_query(const AttentionTask& task, size_t position, size_t start, const float* q, float* to) {
+  for (size_t d = 0; d < task.width; d += kLanes) L::store(to + d, L::load(q + d));
+  if (task.call.rotary_dim) rotate<L>(task, position < start ? 0 : position - start, to);
+}
+
+// `turned`: whether the keys are rotated already.
+template <class L>
+EDGE_INLINE void score_block(const AttentionTask& task, const Block& block, size_t tile, bool turned, const float* keys,
+                             float* queries) {
   const size_t start = tile * kTilePositions;
   float* scores = block.scores + start - block.first_tile * kTilePositions;
   for (size_t row = 0; row < block.rows;) {
@@ -40,11 +51,14 @@ EDGE_INLINE void score_block(const AttentionTask& task, const Block& block, size
       const size_t first = block.first_row + row;
       if (task.position_of(first + kRows - 1) < start || task.start_of(first) >= start + kTilePositions) return;
       for (size_t r = 0; r < kRows; ++r) {
-        const size_t position = task.position_of(first + r);
-        memcpy(turned + r * task.width, block.q + (row + r) * task.width, task.width * sizeof(float));
-        if (task.call.rotary_dim) rotate<L>(task, position < start ? 0 : position - start, turned + r * task.width);
+        const float* q = block.q + (row + r) * task.width;
+        turn_query<L>(task, task.position_of(first + r), start, q, queries + r * task.width);
       }
-      score_tile<L, kRows>(task, turned, keys, scores + row * block.stride, block.stride);
+      if (turned) {
+        score_tile<L, kRows, true>(task, queries, keys, scores + row * block.stride, block.stride);
+      } else {
+        score_tile<L, kRows, false>(task, queries, keys, scores + row * block.stride, block.stride);
+      }
     });
   }
 }
@@ -53,20 +67,21 @@ EDGE_INLINE void score_block(const AttentionTask& task, const Block& block, size
 template <class L, int Rows, int Vectors>
 void add_columns(const AttentionTask& task, const float* values, const float* p, size_t stride, size_t from, size_t to,
                  float* out) {
+  const size_t width = task.width;
   typename L::Floats sum[Rows][Vectors];
   EDGE_UNROLL for (int r = 0; r < Rows; ++r) {
-    EDGE_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] = L::load(out + r * task.width + v * kLanes);
+    EDGE_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] = L::load(out + r * width + v * kLanes);
   }
   for (size_t position = from; position < to; ++position) {
     typename L::Floats value[Vectors];
-    EDGE_UNROLL for (int v = 0; v < Vectors; ++v) value[v] = L::load(values + task.width * position + v * kLanes);
+    EDGE_UNROLL for (int v = 0; v < Vectors; ++v) value[v] = L::load(values + width * position + v * kLanes);
     EDGE_UNROLL for (int r = 0; r < Rows; ++r) {
       const auto weight = L::all(p[r * stride + position]);
       EDGE_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] = L::fma(weight, value[v], sum[r][v]);
     }
   }
   EDGE_UNROLL for (int r = 0; r < Rows; ++r) {
-    EDGE_UNROLL for (int v = 0; v < Vectors; ++v) L::store(out + r * task.width + v * kLanes, sum[r][v]);
+    EDGE_UNROLL for (int v = 0; v < Vectors; ++v) L::store(out + r * width + v * kLanes, sum[r][v]);
   }
 }
 
@@ -118,12 +133,16 @@ EDGE_INLINE float weigh_offsets(const AttentionTask& task, const Block& block, s
     const uint8_t* from = side.tile(task.call.values, block.kv_head, tile) + side.code_bytes;
     const Half* scales = reinterpret_cast<const Half*>(from);
     float* p = block.scores + row * block.stride + (tile - block.first_tile) * kTilePositions;
-    float offsets[kLanes];
-    L::store(offsets, L::load(scales + kTilePositions));
-    for (size_t i = 0; i < kLanes; ++i) {
-      if (start + i < begin || start + i >= end) offsets[i] = 0;  // never written, or left behind
+    auto offset = L::load(scales + kTilePositions);
+    if (start < begin || start + kTilePositions > end) {  // some were left behind, or never written
+      float offsets[kLanes];
+      L::store(offsets, offset);
+      for (size_t i = 0; i < kLanes; ++i) {
+        if (start + i < begin || start + i >= end) offsets[i] = 0;
+      }
+      offset = L::load(offsets);
     }
-    sum = L::fma(L::load(p), L::load(offsets), sum);
+    sum = L::fma(L::load(p), offset, sum);
     L::store(p, L::mul(L::load(p), L::load(scales)));
   }
   return L::sum(sum);
@@ -132,7 +151,7 @@ EDGE_INLINE float weigh_offsets(const AttentionTask& task, const Block& block, s
 template <class L>
 void attend_table(const AttentionTask& task, size_t kv_head, size_t first, size_t end, float* scratch) {
   const size_t rows = end - first, last_tile = task.position_of(end - 1) / kTilePositions;
-  float *tile_floats = scratch, *turned = tile_floats + kTilePositions * task.width;
+  float *tile_floats = scratch, *queries = tile_floats + kTilePositions * task.width;
   Block block = {kv_head,
                  first,
                  rows,
@@ -146,8 +165,10 @@ void attend_table(const AttentionTask& task, size_t kv_head, size_t first, size_
   prepare_queries<L>(task, block, false);
   memset(block.out, 0, rows * task.width * sizeof(float));
   for (size_t tile = block.first_tile; tile <= last_tile; ++tile) {
+    const bool many = rows > kRowBlock;  // else the keys are rotated on their way into the scores
     read_keys<L>(task, kv_head, tile, tile_floats);
-    score_block<L>(task, block, tile, tile_floats, turned);
+    if (many && tile > 0) turn_keys<L>(task, tile_floats);
+    score_block<L>(task, block, tile, many || tile == 0 || !task.call.rotary_dim, tile_floats, queries);
   }
   float sums[kMaxRows], offsets[kMaxRows];
   for (size_t r = 0; r < rows; ++r) {

@@ -152,85 +152,99 @@ void append_table(const AttentionTask& task, size_t kv_head, size_t first, size_
 }
 
 // ---- Reading
-// ---------------------------------------------------------------------------------------------------------
+// --------------------------------------------------------------------------------------------------------- What a loop
+// needs of a task is in variables of its own: the compiler has to think that a store of floats changes it.
 
-// Elements of a tile that no table has; what was never written may be anything.
+// Elements of a tile that no table has. What was never written may be anything.
+template <class L>
 EDGE_INLINE void put_outliers(const AttentionTask& task, uint8_t* tile, const TableSide& side, bool values, float* to) {
-  const size_t element = values ? 1 : kTilePositions, position = values ? task.width : 1;
+  const size_t element = values ? 1 : kTilePositions, position = values ? task.width : 1, head_dim = task.head_dim;
+  const Outliers outliers = outliers_of(task, tile, side, values, 0);
+  const size_t count = outliers.count;
+  float kept[kTilePositions * kMaxOutliers];
+  for (size_t i = 0; i < count; ++i) L::store(kept + kLanes * i, L::load(outliers.element + kLanes * i));
   for (size_t lane = 0; lane < kTilePositions; ++lane) {
-    const Outliers outliers = outliers_of(task, tile, side, values, lane);
-    for (size_t i = 0; i < outliers.count; ++i) {
+    for (size_t i = lane * count; i < (lane + 1) * count; ++i) {
       const size_t d = outliers.index[i];
-      if (d < task.head_dim) to[d * element + lane * position] = float_from_half(outliers.element[i].bits);
+      if (d < head_dim) to[d * element + lane * position] = kept[i];
     }
   }
 }
 
 template <class L, int Bits>
-EDGE_INLINE void read_key_codes(const AttentionTask& task, size_t kv_head, const uint8_t* tile, float* to) {
-  const float* levels = task.call.key_table.data + ((kv_head * task.head_dim) << Bits);
-  for (size_t d = 0; d < task.head_dim; ++d) {
-    L::store(to + kLanes * d, L::template levels<Bits>(levels + (d << Bits), tile + d * 2 * Bits));
+EDGE_INLINE void read_codes(const uint8_t* codes, const float* levels, size_t next_levels, size_t count, float* to) {
+  for (size_t i = 0; i < count; ++i) {
+    L::store(to + kLanes * i, L::template levels<Bits>(levels + i * next_levels, codes + i * 2 * Bits));
   }
+}
+
+// Tables of 2^bits levels, one after the other for each stream, or one for all.
+template <class L>
+EDGE_INLINE void read_streams(size_t bits, const uint8_t* codes, const float* levels, bool one_table, size_t count,
+                              float* to) {
+  const size_t next = one_table ? 0 : size_t{1} << bits;
+  if (bits == 2) read_codes<L, 2>(codes, levels, next, count, to);
+  if (bits == 3) read_codes<L, 3>(codes, levels, next, count, to);
+  if (bits == 4) read_codes<L, 4>(codes, levels, next, count, to);
 }
 
 template <class L>
-EDGE_INLINE void read_key_bytes(const AttentionTask& task, size_t kv_head, const uint8_t* tile, float* to) {
-  const float* scale = task.call.key_table.data + kv_head * task.head_dim;
-  const float* offset = scale + static_cast<size_t>(task.call.kv_heads) * task.head_dim;
-  for (size_t d = 0; d < task.head_dim; ++d) {
-    const auto code = L::load(reinterpret_cast<const int8_t*>(tile) + kLanes * d);
-    L::store(to + kLanes * d, L::add(L::mul(L::all(scale[d]), code), L::all(offset[d])));
-  }
+EDGE_INLINE void read_halves(const uint8_t* halves, size_t count, float* to) {
+  for (size_t i = 0; i < count; ++i)
+    L::store(to + kLanes * i, L::load(reinterpret_cast<const Half*>(halves) + kLanes * i));
 }
 
-// Keys of a tile, rotated by their places in it: [head_dim][16 positions].
+// Keys of a tile: [head_dim][16 positions]; those of the first tile are rotated.
 template <class L>
 void read_keys(const AttentionTask& task, size_t kv_head, size_t tile, float* to) {
   uint8_t* from = task.key_side.tile(task.call.keys, kv_head, tile);
-  if (tile == 0) {
-    for (size_t d = 0; d < task.head_dim; ++d)
-      L::store(to + kLanes * d, L::load(reinterpret_cast<Half*>(from) + kLanes * d));
-    return;
+  const size_t head_dim = task.head_dim, channel = kv_head * head_dim, bits = task.key_side.bits;
+  if (tile == 0) return read_halves<L>(from, head_dim, to);
+  if (bits == 8) {
+    const float* scale = task.call.key_table.data + channel;
+    const float* offset = scale + static_cast<size_t>(task.call.kv_heads) * head_dim;
+    for (size_t d = 0; d < head_dim; ++d) {
+      const auto code = L::load(reinterpret_cast<const int8_t*>(from) + kLanes * d);
+      L::store(to + kLanes * d, L::add(L::mul(L::all(scale[d]), code), L::all(offset[d])));
+    }
+  } else {
+    read_streams<L>(bits, from, task.call.key_table.data + (channel << bits), false, head_dim, to);
   }
-  if (task.key_side.bits == 2) read_key_codes<L, 2>(task, kv_head, from, to);
-  if (task.key_side.bits == 3) read_key_codes<L, 3>(task, kv_head, from, to);
-  if (task.key_side.bits == 4) read_key_codes<L, 4>(task, kv_head, from, to);
-  if (task.key_side.bits == 8) read_key_bytes<L>(task, kv_head, from, to);
-  put_outliers(task, from, task.key_side, false, to);
-  const size_t half = static_cast<size_t>(task.call.rotary_dim) / 2;
-  for (size_t d = 0; d < half; ++d) {
-    float *first = to + kLanes * d, *second = to + kLanes * (half + d);
-    const auto x1 = L::load(first), x2 = L::load(second);
-    const auto c = L::load(task.lane_cos + kLanes * d), s = L::load(task.lane_sin + kLanes * d);
-    L::store(first, L::sub(L::mul(x1, c), L::mul(x2, s)));
-    L::store(second, L::add(L::mul(x2, c), L::mul(x1, s)));
-  }
-}
-
-template <class L, int Bits>
-EDGE_INLINE void read_value_codes(const AttentionTask& task, const uint8_t* tile, float* to) {
-  for (size_t i = 0; i < task.width; ++i) {
-    L::store(to + kLanes * i, L::template levels<Bits>(task.call.value_table.data, tile + i * 2 * Bits));
-  }
+  put_outliers<L>(task, from, task.key_side, false, to);
 }
 
 // Values of a tile without their scales and offsets: [16 positions][width].
 template <class L>
 void read_values(const AttentionTask& task, size_t kv_head, size_t tile, float* to) {
   uint8_t* from = task.value_side.tile(task.call.values, kv_head, tile);
-  if (tile == 0) {
-    for (size_t i = 0; i < task.width; ++i)
-      L::store(to + kLanes * i, L::load(reinterpret_cast<Half*>(from) + kLanes * i));
-    return;
+  const size_t width = task.width, bits = task.value_side.bits;
+  if (tile == 0) return read_halves<L>(from, width, to);
+  if (bits == 8) {
+    for (size_t i = 0; i < width; ++i) L::store(to + kLanes * i, L::load(reinterpret_cast<int8_t*>(from) + kLanes * i));
+  } else {
+    read_streams<L>(bits, from, task.call.value_table.data, true, width, to);
   }
-  if (task.value_side.bits == 2) read_value_codes<L, 2>(task, from, to);
-  if (task.value_side.bits == 3) read_value_codes<L, 3>(task, from, to);
-  if (task.value_side.bits == 4) read_value_codes<L, 4>(task, from, to);
-  for (size_t i = 0; i < task.width && task.value_side.bits == 8; ++i) {
-    L::store(to + kLanes * i, L::load(reinterpret_cast<int8_t*>(from) + kLanes * i));
+  put_outliers<L>(task, from, task.value_side, true, to);
+}
+
+// A pair of elements of 16 positions, rotated by their places in a tile.
+template <class L>
+EDGE_INLINE void turn(const AttentionTask& task, size_t d, typename L::Floats* first, typename L::Floats* second) {
+  const auto x1 = *first, x2 = *second;
+  const auto c = L::load(task.lane_cos + kLanes * d), s = L::load(task.lane_sin + kLanes * d);
+  *first = L::sub(L::mul(x1, c), L::mul(x2, s));
+  *second = L::add(L::mul(x2, c), L::mul(x1, s));
+}
+
+template <class L>
+EDGE_INLINE void turn_keys(const AttentionTask& task, float* keys) {
+  const size_t half = static_cast<size_t>(task.call.rotary_dim) / 2;
+  for (size_t d = 0; d < half; ++d) {
+    auto first = L::load(keys + kLanes * d), second = L::load(keys + kLanes * (half + d));
+    turn<L>(task, d, &first, &second);
+    L::store(keys + kLanes * d, first);
+    L::store(keys + kLanes * (half + d), second);
   }
-  put_outliers(task, from, task.value_side, true, to);
 }
 
 }  // namespace
