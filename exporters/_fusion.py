@@ -9,15 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edge.core.target import Kernels, KvCacheType
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.core.target import Kernels
 from edge.core.weight import Dense
+from edge.exporters._manifest import Caches
 from edge.kernels import reference_ops as kernel
 from edge.kernels.lib import ACTIVATIONS, CACHES, EPILOGUES, NORMS, Epilogue
+from edge.kernels.reference_cache import constants_of
 from edge.models.checkpoint import Checkpoint
 from edge.models.spec import Activation, Attention, DecoderSpec, Linear, Mlp, Norm
 
 TILE_POSITIONS = 16
-CACHE: dict[KvCacheType, kernel.Cache] = {"float32": "f32", "float16": "f16", "int8": "int8"}
+CACHE: dict[str, kernel.Cache] = {"float32": "f32", "float16": "f16", "int8": "int8"}
 # What the end of a product can be, by the activation function and whether it is a gate's.
 EPILOGUE: dict[tuple[Activation, bool], Epilogue] = {
     **{("silu", True): "silu_gated", ("gelu", True): "gelu_gated", ("gelu_tanh", True): "gelu_tanh_gated"},
@@ -26,8 +32,9 @@ EPILOGUE: dict[tuple[Activation, bool], Epilogue] = {
 
 
 def is_fused(checkpoint: Checkpoint, kernels: Kernels) -> bool:
-    """Whether a checkpoint is exported with edge's operators: when it has matrices for them."""
-    return kernels == "edge" and any(not isinstance(e, Dense) for e in checkpoint.encodings.values())
+    """Whether a checkpoint is exported with edge's operators: when it has matrices, or caches, for them."""
+    encoded = any(not isinstance(encoding, Dense) for encoding in checkpoint.encodings.values())
+    return kernels == "edge" and (encoded or checkpoint.cache_formats is not None)
 
 
 def fused_linears(spec: DecoderSpec) -> list[tuple[str, tuple[Linear, ...]]]:
@@ -59,16 +66,31 @@ def linear_attributes(
     return attributes if norm is None else attributes | {"norm": NORMS[norm.kind], "epsilon": norm.eps}
 
 
-def attention_attributes(spec: Attention, kv_cache: KvCacheType) -> dict[str, Any]:
-    """Attributes of the operator `Attention`."""
-    return _attention_fields(spec) | {"cache": CACHES[CACHE[kv_cache]]}
+def attention_attributes(spec: Attention, caches: Caches, index: int) -> dict[str, Any]:
+    """Attributes of the operator `Attention` of layer `index`."""
+    fields = _attention_fields(spec) | _cache_fields(caches, index)
+    return fields | {"cache": CACHES[fields["cache"]]}
 
 
-def cache_shape(spec: Attention, kv_cache: KvCacheType, context_length: int) -> list[int]:
-    """Shape of the bytes that hold the keys, or the values, of `context_length` positions: [1, heads, tiles, bytes]."""
-    settings = kernel.Attention(**_attention_fields(spec), cache=CACHE[kv_cache])
-    tiles = -(-context_length // TILE_POSITIONS)
-    return [1, spec.num_kv_heads, tiles, settings.tile_bytes]
+def cache_shapes(spec: Attention, caches: Caches, index: int, context_length: int) -> list[list[int]]:
+    """Shapes of the bytes that hold the keys and the values of `context_length` positions in layer `index`."""
+    settings = kernel.Attention(**_attention_fields(spec), **_cache_fields(caches, index))
+    capacity = -(-context_length // TILE_POSITIONS) * TILE_POSITIONS
+    return [[1, *settings.cache_shape(capacity, part)] for part in ("keys", "values")]
+
+
+def cache_constants(checkpoint: Checkpoint) -> list[dict[str, NDArray[np.float32]]]:
+    """What the operators `Attention` take beside their caches, layer by layer, by the name of the input."""
+    if checkpoint.cache_formats is None:
+        return [{} for _ in checkpoint.spec.layers]
+    found = (dict(zip(("key_table", "value_table"), constants_of(t), strict=True)) for t in checkpoint.cache_tables())
+    return [{name: table for name, table in layer.items() if table is not None} for layer in found]
+
+
+def _cache_fields(caches: Caches, index: int) -> dict[str, Any]:
+    if isinstance(caches, str):
+        return {"cache": CACHE[caches]}
+    return {"cache": "table", **msgspec.structs.asdict(caches[index])}
 
 
 def _attention_fields(spec: Attention) -> dict[str, Any]:

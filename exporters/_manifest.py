@@ -9,6 +9,8 @@ from typing import Any
 
 from edge import __version__
 from edge.core.bundle import KvCache, Manifest
+from edge.core.cache import CacheFormat, bits_per_element
+from edge.core.errors import UsageError
 from edge.core.target import KvCacheType
 from edge.models.checkpoint import Checkpoint
 from edge.models.spec import DecoderSpec
@@ -44,7 +46,34 @@ def manifest_of(
     )
 
 
-def kv_cache_of(spec: DecoderSpec, dtype: KvCacheType) -> KvCache:
-    """The caches of a decoder."""
+Caches = KvCacheType | Sequence[CacheFormat]
+"""How a decoder's caches hold keys and values: all layers alike, or each in its own bits."""
+
+
+def caches_of(checkpoint: Checkpoint, asked: KvCacheType | None, default: KvCacheType, *, coded: bool) -> Caches:
+    """The caches that a checkpoint is exported with: those that it was compressed for, else what was asked for.
+
+    coded: whether the attention that is exported reads coded caches. Raises `UsageError` for what doesn't go together.
+    """
+    formats = checkpoint.cache_formats
+    if formats is None and asked == "quantized":
+        hint = "compress the model with a step of the method kv_cache, or choose float16 or int8"
+        raise UsageError("export.kv_cache", "the model says nothing of a quantized cache", hint)
+    if formats is None:
+        return asked or default
+    if asked not in (None, "quantized") or not coded:
+        hint = "leave --kv-cache away" if coded else "export for onnx or executorch with edge's kernels"
+        message = f"the model was compressed for a quantized cache, not for {asked or default}"
+        raise UsageError("export.kv_cache", message, f"{hint}, or compress it without the method kv_cache")
+    return formats
+
+
+def kv_cache_of(spec: DecoderSpec, caches: Caches, context_length: int) -> KvCache:
+    """The caches of a decoder, for the manifest."""
     attention = spec.layers[0].attention
-    return KvCache(len(spec.layers), attention.num_kv_heads, attention.head_dim, dtype)
+    shape = (len(spec.layers), attention.num_kv_heads, attention.head_dim)
+    if isinstance(caches, str):
+        bits = {"float32": 32.0, "float16": 16.0, "int8": 8 + 32 / attention.head_dim}[caches]
+        return KvCache(*shape, caches, bits)
+    formats = list(caches)
+    return KvCache(*shape, "quantized", bits_per_element(formats, attention.head_dim, context_length), formats)

@@ -18,7 +18,7 @@ def command(
     context: Annotated[int | None, typer.Option(help="Tokens that the caches hold; at most 2048 by default.")] = None,
     kv_cache: Annotated[
         KvCacheType | None,
-        typer.Option(help="How they do it: by default float16 with our kernels, float32 with builtin."),
+        typer.Option(help="How they do it: by default as compressed for, else float16 (builtin: float32)."),
     ] = None,
     force: Force = False,
     json: Json = False,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from edge.core.cache import CacheFormat
 from edge.core.constraints import Constraints
 from edge.core.errors import EdgeError
 from edge.core.files import SCHEMA, read_json, sha256, write_json
@@ -25,13 +26,16 @@ class FileEntry(msgspec.Struct, frozen=True):
 class KvCache(msgspec.Struct, frozen=True):
     """Keys and values of every layer, [heads, context_length, head_dim] each, as `dtype`; the graph says in what shape.
 
-    The runtime allocates them and binds them in place.
+    The runtime allocates them and binds them in place. bits_per_element: as stored over the whole context, scales and
+    all; None in bundles of an older edge. formats: of a `quantized` cache, one for each layer.
     """
 
     layers: int
     heads: int
     head_dim: int
     dtype: KvCacheType = "float32"
+    bits_per_element: float | None = None
+    formats: list[CacheFormat] = msgspec.field(default_factory=list)
 
 
 class Input(msgspec.Struct, frozen=True):

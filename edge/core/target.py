@@ -7,7 +7,8 @@ from typing import Literal
 import msgspec
 
 Kernels = Literal["edge", "builtin"]
-KvCacheType = Literal["float32", "float16", "int8"]
+KvCacheType = Literal["float32", "float16", "int8", "quantized"]
+"""`quantized`: in the bits that the method `kv_cache` chose for every layer."""
 Task = Literal["decoder", "encoder_decoder", "encoder", "vision"]
 
 

@@ -16,7 +16,7 @@ from edge.core.bundle import Manifest
 from edge.core.errors import EdgeError, UsageError
 from edge.core.target import Kernels, KvCacheType
 from edge.core.weight import Dense
-from edge.exporters._manifest import kv_cache_of, manifest_of
+from edge.exporters._manifest import caches_of, kv_cache_of, manifest_of
 from edge.exporters.executorch import builtin
 from edge.exporters.executorch.fill import Filler
 from edge.exporters.executorch.lower import layers_of_instructions, lower, quiet, traced
@@ -46,12 +46,14 @@ def write(
     """Write a decoder into an existing folder and say what was written. Gates and file digests are the caller's.
 
     kernels: `edge` for our own operators, `builtin` for those of a stock ExecuTorch app. context_length: tokens that
-    the caches hold. kv_cache: how they hold them; by default float16 with edge's attention, float32 with the builtin
-    one, which has no other. Raises `EdgeError` before the first byte for what can't be exported.
+    the caches hold. kv_cache: how they hold them; by default as the model was compressed for, else float16 with edge's
+    attention, float32 with the builtin one, which has no other. Raises `EdgeError` before the first byte for what can't
+    be exported.
     """
     _refuse(checkpoint, kernels, context_length, kv_cache)
+    caches = caches_of(checkpoint, kv_cache, DEFAULT_CACHE[kernels], coded=kernels == "edge")
     with quiet():
-        filler = Filler(checkpoint, kernels, context_length, kv_cache or DEFAULT_CACHE[kernels])
+        filler = Filler(checkpoint, kernels, context_length, caches)
         lowered = _lowered(filler)
     with (folder / MODEL).open("wb") as file:
         lowered.write_to_file(file)
@@ -120,7 +122,7 @@ def _manifest(filler: Filler, folder: Path, layer_of_node: dict[str, str]) -> Ma
         tools=("executorch", "torch"),
         kernels=filler.kernels,
         context_length=filler.context_length,
-        kv_cache=kv_cache_of(checkpoint.spec, filler.kv_cache),
+        kv_cache=kv_cache_of(checkpoint.spec, filler.caches, filler.context_length),
         encodings=filler.encodings,
         layer_of_node=layer_of_node,
         notes=[UNTIMED] if any("XnnpackBackend" in node for node in layer_of_node) else [],

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from edge.core.target import Kernels, KvCacheType
+from edge.core.target import Kernels
 from edge.core.weight import CompressedTensor, Dense, Encoding
 from edge.exporters import _fusion as fusion
+from edge.exporters._manifest import Caches
 from edge.exporters.executorch import builtin, modules, products
 from edge.exporters.executorch.decoder import FRAME, Decoder
 from edge.kernels.pack import pack
@@ -24,11 +27,11 @@ Constants = dict[str, torch.Tensor | None]
 class Filler:
     """Makes a `Decoder`. `encodings` tells afterwards how every matrix was stored."""
 
-    def __init__(self, checkpoint: Checkpoint, kernels: Kernels, context_length: int, kv_cache: KvCacheType) -> None:
+    def __init__(self, checkpoint: Checkpoint, kernels: Kernels, context_length: int, caches: Caches) -> None:
         self.checkpoint = checkpoint
         self.kernels = kernels
         self.context_length = context_length
-        self.kv_cache = kv_cache
+        self.caches = caches
         self.encodings: dict[str, Encoding] = {}
         self.decoder = Decoder(checkpoint.spec)
         self._kept: dict[str, torch.Tensor] = {}  # a tied matrix is one constant
@@ -38,8 +41,8 @@ class Filler:
         spec = self.decoder.spec
         self.decoder.put(FRAME, self._frame())
         self._embedding()
-        for layer in spec.layers:
-            self._layer(layer)
+        for index, layer in enumerate(spec.layers):
+            self._layer(index, layer)
             self.checkpoint.release()
         head = self._matrix(f"{spec.embedding if spec.tied else spec.head}.weight")
         self._group(products.Group(spec.head, (), spec.final_norm), [head])
@@ -66,22 +69,28 @@ class Filler:
             table = self.checkpoint.vector(f"{spec.position_embedding}.weight")[: self.context_length]
             self.decoder.put(spec.position_embedding, modules.Embedding(weight=torch.from_numpy(table)))
 
-    def _layer(self, layer: Layer) -> None:
+    def _layer(self, index: int, layer: Layer) -> None:
         name = fusion.fused_name(layer.attention.qkv, "qkv_proj").rpartition(".")[0]
-        self.decoder.put(name, self._attention(layer.attention))
+        self.decoder.put(name, self._attention(index, layer.attention))
         for group in products.groups(layer, self.kernels):
             self._group(group, [self._matrix(linear) for linear in group.linears])
         for post in filter(None, (layer.post_attention_norm, layer.post_mlp_norm)):
             self._norm(post)
 
-    def _attention(self, spec: Attention) -> nn.Module:
+    def _attention(self, index: int, spec: Attention) -> nn.Module:
         if self.kernels == "builtin":
             norms = [norm and self._normalization(norm) for norm in (spec.q_norm, spec.k_norm)]
             return builtin.StaticAttention(spec, self.context_length, *norms)
         weights = {"q_norm": spec.q_norm, "k_norm": spec.k_norm}
         constants = {name: norm and self._norm_constants(norm)["weight"] for name, norm in weights.items()}
-        shape = fusion.cache_shape(spec, self.kv_cache, self.context_length)
-        return modules.FusedAttention(spec, fusion.attention_attributes(spec, self.kv_cache), shape, **constants)
+        constants |= {name: torch.from_numpy(table) for name, table in self._cache_constants[index].items()}
+        shapes = fusion.cache_shapes(spec, self.caches, index, self.context_length)
+        attributes = fusion.attention_attributes(spec, self.caches, index)
+        return modules.FusedAttention(spec, attributes, shapes, **constants)
+
+    @cached_property
+    def _cache_constants(self) -> list[dict[str, NDArray[np.float32]]]:
+        return fusion.cache_constants(self.checkpoint)
 
     def _group(self, group: products.Group, tensors: Sequence[CompressedTensor]) -> None:
         found = products.parts(group, tensors, self.kernels)

@@ -65,10 +65,14 @@ class FusedAttention(Layer):
     """edge::attention: norms of heads, rotation, caches (updated in place) and attention."""
 
     def __init__(
-        self, spec: Attention, attributes: Mapping[str, Any], cache_shape: Sequence[int], **norms: torch.Tensor | None
+        self,
+        spec: Attention,
+        attributes: Mapping[str, Any],
+        cache_shapes: Sequence[Sequence[int]],
+        **constants: torch.Tensor | None,
     ) -> None:
-        keys, values = (torch.zeros(*cache_shape, dtype=torch.uint8) for _ in range(2))
-        super().__init__(**norms, keys=keys, values=values)
+        keys, values = (torch.zeros(*shape, dtype=torch.uint8) for shape in cache_shapes)
+        super().__init__(**constants, keys=keys, values=values)
         self.rope, self.attributes = spec.rope, dict(attributes)
 
     def forward(self, parts: Sequence[torch.Tensor], frame: Frame) -> torch.Tensor:

@@ -22,7 +22,7 @@ from edge.core.bundle import Manifest
 from edge.core.errors import UsageError
 from edge.core.files import SCHEMA, read_json, write_json
 from edge.core.target import Kernels, KvCacheType
-from edge.exporters._manifest import kv_cache_of, manifest_of
+from edge.exporters._manifest import Caches, caches_of, kv_cache_of, manifest_of
 from edge.exporters.gguf.architecture import (
     Architecture,
     architecture_of,
@@ -72,7 +72,8 @@ def write(
     llama.cpp does by itself) or float32. Raises `EdgeError` before the first byte for an architecture that llama.cpp
     lacks or computes in another way.
     """
-    if kv_cache == "int8":
+    caches = caches_of(checkpoint, kv_cache, "float16", coded=False)
+    if caches == "int8":
         hint = "use float16 or float32"
         raise UsageError("export.kv_cache", "llama.cpp's caches hold no int8 as edge knows it", hint)
     architecture = architecture_of(checkpoint, context_length)
@@ -80,7 +81,7 @@ def write(
     checkpoint.config.save_pretrained(folder)
     written, notes = write_gguf(checkpoint, folder / MODEL, architecture, folder)
     write_json(folder / TENSORS, Tensors(written))
-    manifest = _manifest(checkpoint, folder, context_length, kv_cache or "float16")
+    manifest = _manifest(checkpoint, folder, context_length, caches)
     layers = {tensor.name: name.rpartition(".")[0] for name, tensor in written.items()}
     return msgspec.structs.replace(manifest, layer_of_node=layers, notes=[*_mapped(written), *notes, UNTIMED])
 
@@ -213,7 +214,7 @@ def _mapped(written: dict[str, Written]) -> list[str]:
     return [*lines, f"{TENSORS} says so of every tensor"]
 
 
-def _manifest(checkpoint: Checkpoint, folder: Path, context_length: int, kv_cache: KvCacheType) -> Manifest:
+def _manifest(checkpoint: Checkpoint, folder: Path, context_length: int, caches: Caches) -> Manifest:
     return manifest_of(
         checkpoint,
         [folder / MODEL],
@@ -221,7 +222,7 @@ def _manifest(checkpoint: Checkpoint, folder: Path, context_length: int, kv_cach
         tools=("gguf", "torch"),
         kernels="builtin",
         context_length=context_length,
-        kv_cache=kv_cache_of(checkpoint.spec, kv_cache),
+        kv_cache=kv_cache_of(checkpoint.spec, caches, context_length),
         encodings={name: checkpoint.matrix_encoding(name) for name, _ in checkpoint.spec.matrices()},
         layer_of_node={},
     )

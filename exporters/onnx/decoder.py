@@ -19,6 +19,7 @@ from edge.core.errors import EdgeError
 from edge.core.target import Kernels, KvCacheType
 from edge.core.weight import CompressedTensor, Encoding
 from edge.exporters._fusion import fused_name
+from edge.exporters._manifest import Caches
 from edge.exporters.onnx.builder import GraphBuilder
 from edge.exporters.onnx.linear import operators
 from edge.models.checkpoint import Checkpoint
@@ -27,6 +28,7 @@ from edge.models.torch_model import rope_tables
 
 MICROSOFT = "com.microsoft"
 INT64_MAX = np.iinfo(np.int64).max
+PARTS = ("key", "value")
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,17 @@ class DecoderGraph:
     """Builds the graph of one checkpoint. `encodings` tells afterwards how every matrix was stored."""
 
     rotary_multiple = 16  # columns that GroupQueryAttention rotates on CPU
-    kv_cache: KvCacheType = "float32"
+    default_cache: KvCacheType = "float32"
 
-    def __init__(self, graph: GraphBuilder, checkpoint: Checkpoint, kernels: Kernels, context_length: int) -> None:
+    def __init__(
+        self, graph: GraphBuilder, checkpoint: Checkpoint, kernels: Kernels, context_length: int, caches: Caches
+    ) -> None:
         self.graph = graph
         self.checkpoint = checkpoint
         self.spec = checkpoint.spec
         self.kernels = kernels
         self.context_length = context_length
+        self.caches = caches
         self.encodings: dict[str, Encoding] = {}
 
     def build(self) -> None:
@@ -120,23 +125,26 @@ class DecoderGraph:
     def _attend(self, index: int, spec: Attention, name: str, qkv: ir.Value) -> ir.Value:
         query, key, value = self._normed_heads(spec, name, qkv)
         shape = [1, spec.num_kv_heads, self.context_length, spec.head_dim]
-        past = self._caches(index, np.float32, shape)
+        past = self._past(index, np.float32, [shape] * 2)
         inputs = [query, key, value, *past, self.past_length, self.total_length, *self.rope.get(spec.rope, ())]
         attributes = {"num_heads": spec.num_heads, "kv_num_heads": spec.num_kv_heads, "scale": spec.scale}
         attributes |= {"do_rotary": int(spec.rope is not None), "local_window_size": spec.window or -1}
         if spec.softcap:
             attributes["softcap"] = spec.softcap
         y, *present = self.graph.nodes("GroupQueryAttention", name, inputs, 3, domain=MICROSOFT, **attributes)
-        self._present(index, present, np.float32, shape)
+        self._present(index, present, np.float32, [shape] * 2)
         return y
 
-    def _caches(self, index: int, dtype: type[np.generic], shape: Sequence[int]) -> list[ir.Value]:
+    def _past(self, index: int, dtype: type[np.generic], shapes: Sequence[Sequence[int]]) -> list[ir.Value]:
         """Key and value cache of a layer as inputs of the graph."""
-        return [self.graph.input(f"past_key_values.{index}.{part}", dtype, shape) for part in ("key", "value")]
+        names = [f"past_key_values.{index}.{part}" for part in PARTS]
+        return [self.graph.input(name, dtype, shape) for name, shape in zip(names, shapes, strict=True)]
 
-    def _present(self, index: int, caches: Sequence[ir.Value], dtype: type[np.generic], shape: Sequence[int]) -> None:
+    def _present(
+        self, index: int, caches: Sequence[ir.Value], dtype: type[np.generic], shapes: Sequence[Sequence[int]]
+    ) -> None:
         """The same as outputs, which the runtime binds to the same memory."""
-        for part, cache in zip(("key", "value"), caches, strict=True):
+        for part, cache, shape in zip(PARTS, caches, shapes, strict=True):
             self.graph.output(cache, f"present.{index}.{part}", dtype, shape)
 
     def _normed_heads(

@@ -13,7 +13,7 @@ from edge.core.bundle import Manifest
 from edge.core.errors import UsageError
 from edge.core.target import Kernels, KvCacheType
 from edge.exporters._fusion import is_fused
-from edge.exporters._manifest import kv_cache_of, manifest_of
+from edge.exporters._manifest import caches_of, kv_cache_of, manifest_of
 from edge.exporters.onnx.builder import DATA, MODEL, GraphBuilder
 from edge.exporters.onnx.decoder import DecoderGraph, check_attention
 from edge.exporters.onnx.fused import FusedDecoderGraph
@@ -37,18 +37,19 @@ def write(
     """Write a decoder into an existing folder and say what was written. Gates and file digests are the caller's.
 
     kernels: `edge` for our own operators, `builtin` for those of a stock ONNX Runtime. context_length: tokens that the
-    caches hold. kv_cache: how they hold them; by default float16 with edge's attention, float32 with the stock one,
-    which has no other. Matrices pass through memory one at a time. Raises `EdgeError` before the first byte for what
-    can't be exported: an encoding that the kernels don't serve, a context that the model doesn't, an odd head size.
+    caches hold. kv_cache: how they hold them; by default as the model was compressed for, else float16 with edge's
+    attention, float32 with the stock one, which has no other. Matrices pass through memory one at a time. Raises
+    `EdgeError` before the first byte for what can't be exported: an encoding that the kernels don't serve, a context
+    that the model doesn't, an odd head size.
     """
     _refuse(checkpoint, kernels, context_length)
     dialect = FusedDecoderGraph if is_fused(checkpoint, kernels) else DecoderGraph
-    if kv_cache not in (None, dialect.kv_cache) and dialect is DecoderGraph:
+    caches = caches_of(checkpoint, kv_cache, dialect.default_cache, coded=dialect is FusedDecoderGraph)
+    if caches != dialect.default_cache and dialect is DecoderGraph:
         hint = "leave it at float32, or export a compressed model with edge's kernels"
         raise UsageError("export.kv_cache", f"a stock runtime's attention has no {kv_cache} cache on CPU", hint)
     with GraphBuilder(folder) as graph:
-        decoder = dialect(graph, checkpoint, kernels, context_length)
-        decoder.kv_cache = kv_cache or dialect.kv_cache
+        decoder = dialect(graph, checkpoint, kernels, context_length, caches)
         decoder.build()
         graph.save()
     checkpoint.save_tokenizer(folder)
@@ -81,7 +82,7 @@ def _manifest(decoder: DecoderGraph, folder: Path) -> Manifest:
         tools=("onnx-ir", "onnxruntime", "torch"),
         kernels=decoder.kernels,
         context_length=decoder.context_length,
-        kv_cache=kv_cache_of(checkpoint.spec, decoder.kv_cache),
+        kv_cache=kv_cache_of(checkpoint.spec, decoder.caches, decoder.context_length),
         encodings=decoder.encodings,
         layer_of_node=decoder.graph.layer_of_node,
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property, partial
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edge.core.concatenate import concatenate_rows
 from edge.core.target import KvCacheType
@@ -21,7 +23,7 @@ class FusedDecoderGraph(DecoderGraph):
     """Matrices that are left dense, or that can't be joined with those beside them, go by the stock operators."""
 
     rotary_multiple = 2
-    kv_cache: KvCacheType = "float16"
+    default_cache: KvCacheType = "float16"
 
     def _normed_linear(
         self, name: str, linears: Sequence[Linear], stream: Stream, mlp: Mlp | None = None
@@ -45,14 +47,20 @@ class FusedDecoderGraph(DecoderGraph):
         return y, total[0] if total else stream.x
 
     def _attend(self, index: int, spec: Attention, name: str, qkv: ir.Value) -> ir.Value:
-        shape = fusion.cache_shape(spec, self.kv_cache, self.context_length)
-        attributes = fusion.attention_attributes(spec, self.kv_cache)
+        shapes = fusion.cache_shapes(spec, self.caches, index, self.context_length)
+        attributes = fusion.attention_attributes(spec, self.caches, index)
         norms = [norm and self._norm_weights(norm)[0] for norm in (spec.q_norm, spec.k_norm)]
-        tables = self.rope.get(spec.rope, (None, None))
-        inputs = [qkv, self.total_length, *self._caches(index, np.uint8, shape), *tables, *norms]
+        constants = self._cache_constants[index].items()
+        tables = [self.graph.weight(f"{name}.{part}", partial(np.array, table)) for part, table in constants]
+        rope = self.rope.get(spec.rope, (None, None))
+        inputs = [qkv, self.total_length, *self._past(index, np.uint8, shapes), *rope, *norms, *tables]
         y, *present = self.graph.nodes("Attention", name, inputs, 3, domain="edge", **attributes)
-        self._present(index, present, np.uint8, shape)
+        self._present(index, present, np.uint8, shapes)
         return y
+
+    @cached_property
+    def _cache_constants(self) -> list[dict[str, NDArray[np.float32]]]:
+        return fusion.cache_constants(self.checkpoint)
 
     def _head(self, stream: Stream, count: ir.Value) -> ir.Value:
         tensor = self._head_matrix()
