@@ -22,10 +22,12 @@ def weighted_means(points: torch.Tensor, weights: torch.Tensor, count: int, iter
     if points.shape[2] == 1:
         return scalar_kmeans(points[..., 0], weights[..., 0], count)[..., None]
     means = _spread_by_distance(points, weights, count)
+    moments = weights * points
+    features = torch.cat([weights, moments], 2)
     for _ in range(iterations):
-        codes = _nearest(points, weights, means)[..., None].expand_as(points)
+        codes = _nearest(features, means)[..., None].expand_as(points)
         mass = torch.zeros_like(means).scatter_add_(1, codes, weights)
-        moment = torch.zeros_like(means).scatter_add_(1, codes, weights * points)
+        moment = torch.zeros_like(means).scatter_add_(1, codes, moments)
         means = torch.where(mass > 0, moment / mass, means)
     return means
 
@@ -45,11 +47,14 @@ def _spread_by_distance(points: torch.Tensor, weights: torch.Tensor, count: int)
     return points.gather(1, order.gather(1, at)[..., None].expand(-1, -1, points.shape[2]))
 
 
-def _nearest(points: torch.Tensor, weights: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
-    """The index of the mean that every point is nearest to, int64 [sets, points]."""
-    codes = torch.empty(points.shape[:2], dtype=torch.int64)
-    for start in range(0, points.shape[1], POINTS_AT_ONCE):
+def _nearest(features: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
+    """The index of the mean that every point is nearest to, int64 [sets, points].
+
+    features: weights beside weights * points, so that distances, but for a constant, are one product.
+    """
+    codes = torch.empty(features.shape[:2], dtype=torch.int64)
+    against = torch.cat([means.square(), -2 * means], 2).mT.contiguous()
+    for start in range(0, features.shape[1], POINTS_AT_ONCE):
         part = slice(start, start + POINTS_AT_ONCE)
-        own = weights[:, part]
-        codes[:, part] = torch.baddbmm(own @ means.square().mT, own * points[:, part], means.mT, alpha=-2).argmin(2)
+        codes[:, part] = (features[:, part] @ against).argmin(2)
     return codes

@@ -32,7 +32,7 @@ from edge.core.weight import Codebook, CompressedTensor
 
 CALIBRATED = True
 WEIGHTS_AT_ONCE = 1 << 22  # bounds the memory
-SAMPLE = 1 << 17  # weights of a table that its EM sees: 16 entries don't need more
+SAMPLE = 1 << 16  # weights of a table that its EM sees: 16 entries need no more
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -216,6 +216,8 @@ def _assign(values: torch.Tensor, table: torch.Tensor, factor: torch.Tensor) -> 
     whitener: torch.Tensor = torch.linalg.solve_triangular(factor, torch.eye(len(factor)), upper=True)
     points, entries = values.T @ whitener, table @ whitener
     distance = entries.square().sum(2)
+    if len(table) == 1:
+        return torch.addmm(distance, points, entries[0].T, alpha=-2).argmin(1)
     for d in range(len(values)):
         distance = torch.addcmul(distance, points[:, d, None], entries[..., d], value=-2)
     return distance.argmin(1)
