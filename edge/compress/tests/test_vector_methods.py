@@ -7,9 +7,12 @@ import torch
 from edge.compress.method import InputStatistics
 from edge.compress.methods import gptq, gptvq, group_mixed
 from edge.compress.methods._em import weighted_means
+from edge.compress.run import compress
 from edge.core.encoding import GroupMixed
 from edge.core.errors import UsageError
-from edge.core.recipe import check_options
+from edge.core.recipe import check_options, parse_recipe
+from edge.models.checkpoint import open_checkpoint
+from edge.models.testing import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +165,30 @@ def test_more_groups_at_4_bits_and_the_right_ones_lower_the_error(problem, monke
 def test_group_mixed_refuses_options_out_of_range(wrong):
     with pytest.raises(UsageError):
         check_options(wrong, group_mixed.Options, "m")
+
+
+MODEL = """
+[calibration]
+samples = 4
+sequence_length = 32
+[[steps]]
+method = "group-mixed"
+rules = [{name = "*down_proj*"}, {name = "*", exclude = true}]
+[[steps]]
+method = "gptvq"
+options = {bits = 4, dim = 2, table_rows = 16}
+"""
+
+
+def test_a_model_with_its_tied_embedding(tmp_path):
+    """Every matrix is stored as asked, and means what its file says."""
+    model = tiny_model("llama", tmp_path / "model", tie_word_embeddings=True, num_hidden_layers=2)
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"Line {i}: {i * i} lazy dogs.\n" for i in range(80)))
+    folder = compress(model, parse_recipe(MODEL, "m"), tmp_path / "out", calibration_text=text)
+    original, compressed = open_checkpoint(model), open_checkpoint(folder)
+    assert set(compressed.encodings) == {matrix for matrix, _ in original.spec.matrices()}
+    for name, encoding in compressed.encodings.items():
+        assert str(encoding).startswith("mixed2" if "down_proj" in name else "codebook4d2g64t16")
+        wanted, got = (checkpoint.matrix(name).dequantize() for checkpoint in (original, compressed))
+        assert np.corrcoef(got.flatten(), wanted.flatten())[0, 1] > 0.8
