@@ -13,13 +13,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.core.errors import UsageError
-from edge.core.parts import ANY, Array, Floats, Grouped, Layout, Parts, Whole, block_count, part_of, wrong_value
+from edge.core.group_mixed import GroupMixed
+from edge.core.parts import (
+    ANY,
+    TILE_ROWS,
+    Array,
+    Floats,
+    Grouped,
+    Layout,
+    Parts,
+    Whole,
+    block_count,
+    part_of,
+    wrong_value,
+)
+
+__all__ = [
+    "TILE_ROWS",
+    "Affine",
+    "Codebook",
+    "Compressed",
+    "Dense",
+    "Encoding",
+    "Grid",
+    "GroupMixed",
+    "Sparse",
+    "check_values",
+]
 
 Grid = Literal["symmetric", "zero_point", "half_integer"]
 
-TILE_ROWS = 16
-"""Rows that share what block-sparse and group-mixed encodings decide by block: a tile of the kernels."""
-HIGH_BITS, LOW_BITS = 4, 2
 ROWS_AT_ONCE = 1024  # bounds the memory
 
 
@@ -157,111 +180,6 @@ class Codebook(
         row_scale = "r" if self.scale == "row" else ""
         tables = f"t{self.table_rows}x{self.table_columns}" if self.table_rows or self.table_columns else ""
         return f"codebook{self.bits}{dim}{entry}{self.group_name}{row_scale}{tables}"
-
-
-class GroupMixed(Grouped, msgspec.Struct, frozen=True, tag="group_mixed", tag_field="kind", forbid_unknown_fields=True):
-    """Affine at 2 bits, but `high_groups` groups of every 16 rows at 4 bits: the same groups for all 16.
-
-    grid: `symmetric` has the implied zero 2 or 8; `zero_point` stores one per row and group.
-    scale: `group` has a float16 scale per row and group; `second_order` has an uint8 there, times a float16 per row.
-    Parts: `codes` uint8 [rows, columns], `high` uint8 0 or 1 [ceil(rows / 16), groups], `scales` float16 or uint8
-    [rows, groups], `row_scales` float16 [rows, 1], `zero_points` uint8 [rows, groups].
-    """
-
-    group_size: int
-    high_groups: int
-    grid: Literal["symmetric", "zero_point"] = "symmetric"
-    scale: Literal["group", "second_order"] = "group"
-
-    def __post_init__(self) -> None:
-        self.check_group(32, 64, 128)
-        if self.high_groups < 0:
-            raise UsageError("encoding.high_groups", f"{self.high_groups} groups at 4 bits", "use 0 or more")
-
-    def layout(self, rows: int, columns: int) -> Layout:
-        """The parts of a matrix [rows, columns]."""
-        groups = (rows, self.groups(columns))
-        if self.high_groups > groups[1]:
-            message = f"{self.high_groups} groups at 4 bits are asked for in a row of {groups[1]}"
-            raise UsageError("encoding.high_groups", message, f"use at most {groups[1]} for {columns} columns")
-        second_order = self.scale == "second_order"
-        parts = {
-            "codes": part_of((rows, columns), np.uint8, HIGH_BITS),
-            "high": part_of((block_count(rows, TILE_ROWS), groups[1]), np.uint8, 1),
-            "scales": part_of(groups, np.uint8 if second_order else np.float16),
-        }
-        if second_order:
-            parts["row_scales"] = part_of((rows, 1), np.float16)
-        if self.grid == "zero_point":
-            parts["zero_points"] = part_of(groups, np.uint8, HIGH_BITS)
-        return parts
-
-    def compact_layout(self, rows: int, columns: int) -> Layout:
-        """Codes at 2 bits, and for the groups at 4 bits their upper 2 bits apart."""
-        parts = self.layout(rows, columns)
-        parts["codes"] = part_of((rows, columns), np.uint8, LOW_BITS)
-        parts["high_codes"] = part_of((rows, self.high_groups * self.group_size), np.uint8, HIGH_BITS - LOW_BITS)
-        return parts
-
-    def compact(self, parts: Parts) -> dict[str, Array]:
-        """The parts as they are stored, before packing."""
-        codes = np.asarray(parts["codes"], np.uint8)
-        rows, groups = codes.shape[0], parts["high"].shape[1]
-        upper = np.zeros((rows, groups * self.group_size), np.uint8)
-        upper[:, : codes.shape[1]] = codes >> LOW_BITS
-        kept = upper.reshape(rows, groups, self.group_size)[self.high_by_row(parts["high"], rows)]
-        high_codes = kept.reshape(rows, self.high_groups * self.group_size)
-        return {**parts, "codes": codes & (1 << LOW_BITS) - 1, "high_codes": high_codes}
-
-    def expand(self, name: str, shape: tuple[int, int], stored: Parts) -> dict[str, Array]:
-        """The inverse of `compact`. Raises `EdgeError` for parts that contradict each other."""
-        rows, columns = shape
-        self._check_high(name, stored)
-        upper = np.zeros((rows, stored["high"].shape[1], self.group_size), np.uint8)
-        upper[self.high_by_row(stored["high"], rows)] = stored["high_codes"].reshape(-1, self.group_size)
-        parts = dict(stored)
-        del parts["high_codes"]
-        parts["codes"] = np.asarray(stored["codes"], np.uint8) | upper.reshape(rows, -1)[:, :columns] << LOW_BITS
-        return parts
-
-    def check(self, name: str, parts: Parts) -> None:
-        """Raise `EdgeError` for a wrong number of groups at 4 bits, or a value that doesn't fit its group's bits."""
-        self._check_high(name, parts)
-        codes = np.asarray(parts["codes"], np.uint8)
-        low = ~self.high_by_row(parts["high"], codes.shape[0])
-        for group, columns in enumerate(self.slices(codes.shape[1])):
-            wide = codes[:, columns].max(axis=1, initial=0) >> LOW_BITS
-            if (wide[low[:, group]]).any():
-                raise wrong_value(name, f"a code of a group at {LOW_BITS} bits needs more")
-        if self.grid == "zero_point" and (np.asarray(parts["zero_points"], np.uint8)[low] >> LOW_BITS).any():
-            raise wrong_value(name, f"a zero point of a group at {LOW_BITS} bits needs more")
-
-    def _check_high(self, name: str, parts: Parts) -> None:
-        if (np.asarray(parts["high"], np.int64).sum(axis=1) != self.high_groups).any():
-            raise wrong_value(name, f"{TILE_ROWS} rows have more or fewer than {self.high_groups} groups at 4 bits")
-
-    def dequantize(self, parts: Parts) -> Floats:
-        """The float32 matrix [rows, columns] that the parts stand for."""
-        rows = parts["codes"].shape[0]
-        if self.grid == "zero_point":
-            zeros = parts["zero_points"].astype(np.float32)
-        else:
-            zeros = np.where(self.high_by_row(parts["high"], rows), 1 << (HIGH_BITS - 1), 1 << (LOW_BITS - 1)).astype(
-                np.float32
-            )
-        scales = parts["scales"].astype(np.float32)
-        if self.scale == "second_order":
-            scales *= parts["row_scales"].astype(np.float32)
-        return self.scaled(self.centred(parts["codes"], zeros), scales)
-
-    @staticmethod
-    def high_by_row(high: Array, rows: int) -> NDArray[np.bool_]:
-        """Which groups are at 4 bits, [rows, groups]."""
-        return np.repeat(high.astype(bool), TILE_ROWS, axis=0)[:rows]
-
-    def __str__(self) -> str:
-        second_order = "s" if self.scale == "second_order" else ""
-        return f"mixed2{self.group_name}{_grid_name(self.grid)}{second_order}+{self.high_groups}"
 
 
 class Sparse(Grouped, msgspec.Struct, frozen=True, tag="sparse", tag_field="kind", forbid_unknown_fields=True):

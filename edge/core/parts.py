@@ -16,6 +16,8 @@ Parts = Mapping[str, Array]
 Floats = NDArray[np.float32]
 ANY = -1
 """A dimension of a compact part that depends on the data."""
+TILE_ROWS = 16
+"""Rows that share what block-sparse and group-mixed encodings decide by block: a tile of the kernels."""
 
 
 class Part(NamedTuple):

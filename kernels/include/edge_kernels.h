@@ -82,13 +82,15 @@ EDGE_API const char* edge_status_text(edge_status status);
  *     bits per weight: bits / dim + 16 / group_size, or + 16 / columns with row scales; tables in the stream add
  *                32 * lines / table_columns
  *
- * EDGE_GROUP_MIXED: bits 2 with `high_groups` groups of every tile at 4 bits; group_size 32, 64 or 128, columns padded
- * to it. A tile:
+ * EDGE_GROUP_MIXED: bits 2 with `high_groups` groups of every tile at 4 bits, or bits 1 (symmetric) with them at 8;
+ * group_size 32, 64 or 128, columns padded to it. Written for bits 2, a tile:
  *     u16 order[groups]     the groups at 2 bits, ascending, then those at 4 bits, ascending; padded to 64 bytes
  *     64 bytes              fp16 scales of the rows and 32 zeros, only with EDGE_SECOND_ORDER_SCALES
  *     pairs of groups in that order, as in EDGE_AFFINE, those at 2 bits first; an odd one out stands alone in its pair.
  *                With second-order scales, a head has u8 scales (16 + 16 bytes): scale = u8 * row's scale
- *     bits per weight: 2 + 2 * high_groups / groups + (16 or 8, and 8 with zero points) / group_size
+ *     bits 1     1 atom:            [7 ....... 0] quads 7 .. 0; value = scale * (64 * code - 32)
+ *     bits per weight: 2 + 2 * high_groups / groups + (16 or 8, and 8 with zero points) / group_size; with bits 1,
+ *                1 + 7 * high_groups / groups + (16 or 8) / group_size
  *
  * EDGE_SPARSE (symmetric grid; bits 4 or 8 per stored value):
  *     EDGE_16X8, EDGE_16X4  the prefix is u32 offset[tiles + 1], in units of 64 bytes from the end of the header,
@@ -185,9 +187,9 @@ EDGE_API int edge_isa_available(edge_isa isa);
  *     scale[g] = max|x| over g / 127,  q = clip(rint(x * (1 / scale[g])), -127, 127)   (float32, rint: half to even)
  *     out[n] = sum over g of float(sum over k in g of integer(n, k) * q) * (w_scale[n, g] * scale[g])
  * in float32, each product and sum rounded, groups in the order of the stream (ascending but for EDGE_GROUP_MIXED).
- * integer(n, k) is code - zero, 2 * code - (2^bits - 1) or the table's entry: a weight without its scale. A group whose
- * 1 / scale is not finite (all zeros, or magnitudes below 2^-121) counts as zeros. A token with a NaN or an infinity
- * gives NaN in all its outputs.
+ * integer(n, k) is code - zero, 2 * code - (2^bits - 1), 64 * code - 32 or the table's entry: a weight without its
+ * scale. A group whose 1 / scale is not finite (all zeros, or magnitudes below 2^-121) counts as zeros. A token with a
+ * NaN or an infinity gives NaN in all its outputs.
  * EDGE_F32 multiplies in float32: p[j] = sum over k = j mod 4, in the order of the stream, of x[k] * value[n, k];
  *     out[n] = (p[0] + p[1]) + (p[2] + p[3]).
  * Then bias[n] is added, where there is one. Results are the same bits on every instruction set and thread count.
@@ -196,7 +198,7 @@ typedef enum edge_activations { EDGE_A8 = 0, EDGE_F32 = 1 } edge_activations;
 
 /* One row of the kernel table, for listings and tests. */
 typedef struct edge_kernel_info {
-  const char* name; /* affine4_a8_avx512vnni, codebook3d1_f32_avx2, sparse4_16x8_a8_neon_i8mm, mixed_a8_portable */
+  const char* name; /* affine4_a8_avx512vnni, codebook3d1_f32_avx2, sparse4_16x8_a8_neon_i8mm, mixed2_a8_portable */
   int32_t encoding; /* EDGE_AFFINE .. */
   int32_t bits;
   int32_t dim;         /* of EDGE_CODEBOOK, else 0 */

@@ -1,11 +1,11 @@
-"""Group-mixed encodings: the groups of a tile in two streams, those at 2 bits and those at 4 bits."""
+"""Group-mixed encodings: the groups of a tile in two streams, those at fewer bits and those at more."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.core.encoding import HIGH_BITS, LOW_BITS, GroupMixed
+from edge.core.encoding import GroupMixed
 from edge.core.parts import Array, Parts
 from edge.kernels.pack_stream import Fields, Stream
 from edge.kernels.pack_tiles import (
@@ -31,7 +31,7 @@ def payload_bytes(rows: int, columns: int, encoding: GroupMixed) -> int:
 
 
 def group_order(high: Array) -> Order:
-    """Those at 2 bits ascending, then those at 4 bits ascending, from `high` [tiles, groups]."""
+    """Those at fewer bits ascending, then those at more bits ascending, from `high` [tiles, groups]."""
     return np.argsort(high, axis=1, kind="stable")
 
 
@@ -47,7 +47,7 @@ def write(parts: Parts, rows: int, columns: int, encoding: GroupMixed) -> Bytes:
     quads = to_quads(parts["codes"], groups * encoding.group_size).reshape(len(tiles), groups, -1, 8, LINE)
     quads = _take(quads, order)
     start = 0
-    for stream, bits in zip(streams, (LOW_BITS, HIGH_BITS), strict=True):
+    for stream, bits in zip(streams, (encoding.bits, encoding.high_bits), strict=True):
         part = slice(start, start + stream.groups)
         steps = to_atoms(quads[:, part], bits).reshape(len(tiles), stream.steps, stream.step_bytes)
         stream.write(tiles, {name: values[:, part] for name, values in fields.items()}, steps)
@@ -61,7 +61,7 @@ def read(payload: Bytes, rows: int, columns: int, encoding: GroupMixed) -> dict[
     tiles = payload.reshape(-1, streams[1].end)
     place = np.argsort(_read_order(tiles, groups, streams[0].groups), axis=1)
     both: list[Fields] = []
-    for stream, bits in zip(streams, (LOW_BITS, HIGH_BITS), strict=True):
+    for stream, bits in zip(streams, (encoding.bits, encoding.high_bits), strict=True):
         fields, steps, _ = stream.read(tiles)
         atoms = steps.reshape(len(tiles), stream.groups, stream.group_steps, bits, LINE)
         both.append({**fields, "quads": from_atoms(atoms, bits)})
@@ -82,9 +82,9 @@ def _streams(columns: int, encoding: GroupMixed) -> tuple[Stream, Stream]:
         head["zero_points"] = "u1"
     start = -(-2 * groups // LINE) * LINE + (LINE if second_order else 0)
     count = groups - encoding.high_groups
-    low = Stream(start, head, count, count * steps, steps, LINE * LOW_BITS)
+    low = Stream(start, head, count, count * steps, steps, LINE * encoding.bits)
     count = encoding.high_groups
-    return low, Stream(low.end, head, count, count * steps, steps, LINE * HIGH_BITS)
+    return low, Stream(low.end, head, count, count * steps, steps, LINE * encoding.high_bits)
 
 
 def _read_order(tiles: Bytes, groups: int, low: int) -> Order:

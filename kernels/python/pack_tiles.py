@@ -35,14 +35,14 @@ def to_atoms(quads: Bytes, bits: int) -> Bytes:
     """Quads [..., n, 64] to atoms [..., n * bits / 8, 64]: several codes to a byte. At 3 bits n is 8: one step."""
     if bits == 8:
         return quads
-    if bits == 4:
-        return quads[..., 0::2, :] | quads[..., 1::2, :] << 4
     if bits == 3:
         high = np.zeros((*quads.shape[:-2], 1, quads.shape[-1]), np.uint8)
         for j in range(8):
             high[..., 0, :] |= quads[..., j, :] >> 2 << j
         return np.concatenate([to_atoms(quads & 3, 2), high], axis=-2)
-    return quads[..., 0::4, :] | quads[..., 1::4, :] << 2 | quads[..., 2::4, :] << 4 | quads[..., 3::4, :] << 6
+    per_byte = 8 // bits
+    fields = [quads[..., field::per_byte, :] << (bits * field) for field in range(per_byte)]
+    return np.bitwise_or.reduce(fields)
 
 
 def from_atoms(atoms: Bytes, bits: int) -> Bytes:

@@ -83,7 +83,7 @@ def header_of(rows: int, columns: int, encoding: Compressed, payload_bytes: int,
             more |= {"table_rows": encoding.table_rows, "table_columns": encoding.table_columns}
         case GroupMixed():
             grid, scale = GRIDS.index(encoding.grid), SCALES.index(encoding.scale)
-            more = {"bits": 2, "high_groups": encoding.high_groups, "grid": grid, "scale": scale}
+            more = {"bits": encoding.bits, "high_groups": encoding.high_groups, "grid": grid, "scale": scale}
         case Sparse():
             more = {"bits": encoding.bits, "pattern": PATTERNS.index(encoding.pattern)}
     return Header(**{**fields, **more, "reserved": bytes(9)})
@@ -131,7 +131,7 @@ def _encoding_of(header: Header) -> Compressed:
         tables = (header.table_rows, header.table_columns)
         return Codebook(bits, header.dim, ENTRIES[header.entry], *tables, group_size, scale)
     if header.encoding == KINDS[GroupMixed] and grid != "half_integer" and scale != "row":
-        return GroupMixed(group_size, header.high_groups, grid, scale)
+        return GroupMixed(group_size, header.high_groups, grid, scale, bits)
     if header.encoding == KINDS[Sparse] and header.pattern:
         return Sparse(PATTERNS[header.pattern], bits, group_size)
     raise damaged("no such encoding")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge.core.encoding import LOW_BITS, Affine, Codebook, Compressed, GroupMixed, Sparse
+from edge.core.encoding import Affine, Codebook, Compressed, GroupMixed, Sparse
 from edge.core.weight import Array, CompressedTensor
 from edge.kernels.packed_header import FORMAT, HEADER_BYTES, Bytes, Header, checksum
 from edge.kernels.reference_ops import Attention
@@ -31,6 +31,8 @@ EVERY_LAYOUT: tuple[Compressed, ...] = (
     GroupMixed(32, 0, "zero_point"),
     GroupMixed(32, 3, scale="second_order"),
     GroupMixed(128, 2, "zero_point", "second_order"),
+    GroupMixed(32, 2, bits=1),
+    GroupMixed(64, 1, scale="second_order", bits=1),
     Sparse("16x8", 4, 64),
     Sparse("16x8", 8, 0),
     Sparse("16x4", 4, 32),
@@ -98,12 +100,12 @@ def _integers(random: np.random.Generator, shape: tuple[int, ...], dtype: np.dty
 
 
 def _limit_low_groups(random: np.random.Generator, encoding: GroupMixed, parts: dict[str, Array]) -> None:
-    """Choose the groups at 4 bits; elsewhere codes and zero points keep their low bits."""
+    """Choose the groups at more bits; elsewhere codes and zero points keep their low bits."""
     tiles, groups = parts["high"].shape
     order = random.permuted(np.tile(np.arange(groups), (tiles, 1)), axis=1)
     parts["high"] = (order < encoding.high_groups).astype(np.uint8)
     rows, columns = parts["codes"].shape
-    keep = np.where(encoding.high_by_row(parts["high"], rows), 0xFF, (1 << LOW_BITS) - 1).astype(np.uint8)
+    keep = np.where(encoding.high_by_row(parts["high"], rows), 0xFF, (1 << encoding.bits) - 1).astype(np.uint8)
     parts["codes"] &= np.repeat(keep, encoding.group_size, axis=1)[:, :columns]
     if "zero_points" in parts:
         parts["zero_points"] &= keep

@@ -92,17 +92,18 @@ void mixed_groups(MixedStream& stream, size_t groups, size_t row, float* out) {
     const bool second_order = stream.row_scales != nullptr;
     const float scale =
         second_order ? stream.scales()[row] * half_at(stream.row_scales, row) : half_at(stream.scales(), row);
-    const float zero = m.zero_points ? stream.zero_points()[row] : 1 << (Bits - 1);
-    affine_run<Bits>(stream.at, row, 1, zero, scale, out + column, count);
+    const float zero = m.zero_points ? stream.zero_points()[row] : middle_of(Bits);
+    affine_run<Bits>(stream.at, row, 1 << shift_of(Bits), zero, scale, out + column, count);
     stream.at += m.group_columns / kStep * (kLine * Bits);
   }
 }
 
+template <uint32_t Bits>
 void mixed_row(const LinearTask& task, size_t tile, size_t row, float* out) {
   const Geometry& m = task.matrix;
   MixedStream stream(task, tile);
-  mixed_groups<2>(stream, m.groups - m.high_groups, row, out);
-  mixed_groups<4>(stream, m.high_groups, row, out);
+  mixed_groups<Bits>(stream, m.groups - m.high_groups, row, out);
+  mixed_groups<high_bits_of(Bits)>(stream, m.high_groups, row, out);
 }
 
 template <uint32_t Bits>
@@ -179,7 +180,7 @@ RowKernel row_kernel(const edge_packed_header& header) {
     case EDGE_CODEBOOK:
       return codebook_kernel(header.bits, header.dim);
     case EDGE_GROUP_MIXED:
-      return mixed_row;
+      return header.bits == 1 ? mixed_row<1> : mixed_row<2>;
     default:
       return sparse_kernel(header.bits, header.pattern);
   }

@@ -35,6 +35,8 @@ template <class V, uint32_t Bits, int J>
 EDGE_INLINE typename V::Bytes codes(const uint8_t* step) {
   if constexpr (Bits == 8) {
     return V::atom(step + kLine * J);
+  } else if constexpr (Bits == 1) {
+    return V::template field<J, 1>(V::atom(step));
   } else if constexpr (Bits == 4) {
     return V::template field<4 * (J % 2), 15>(V::atom(step + kLine * (J / 2)));
   } else {

@@ -52,7 +52,8 @@ edge_status check_mixed(const edge_packed_header& header) {
   if (header.scale != EDGE_GROUP_SCALES && header.scale != EDGE_SECOND_ORDER_SCALES) return EDGE_BAD_HEADER;
   const uint32_t groups = (header.columns + group - 1) / group;
   if (groups > 1u << 16 || header.high_groups > groups) return EDGE_BAD_HEADER;  // the order's entries have 16 bits
-  return header.bits == 2 ? EDGE_OK : EDGE_UNSUPPORTED;
+  if (header.bits == 1 && header.grid != EDGE_SYMMETRIC) return EDGE_BAD_HEADER;
+  return header.bits == 1 || header.bits == 2 ? EDGE_OK : EDGE_UNSUPPORTED;
 }
 
 edge_status check_sparse(const edge_packed_header& header) {
@@ -140,7 +141,7 @@ uint64_t tile_bytes_of(const Geometry& g) {
     return g.row_scale_bytes + tables + pairs(g.groups) * g.head_bytes + steps;
   }
   const uint64_t heads = (pairs(g.groups - g.high_groups) + pairs(g.high_groups)) * g.head_bytes;
-  const uint64_t more = g.high_groups * (g.group_columns / kStep) * g.step_bytes;  // 4 bits are twice 2
+  const uint64_t more = g.high_groups * (g.group_columns / kStep) * kLine * (high_bits_of(g.bits) - g.bits);
   return g.order_bytes + g.row_scale_bytes + heads + steps + more;
 }
 

@@ -12,6 +12,20 @@ constexpr size_t kRows = EDGE_TILE_ROWS;
 constexpr size_t kStep = EDGE_STEP_COLUMNS;
 constexpr size_t kScaleBytes = 2 * kRows;  // of one group in one tile
 
+// EDGE_GROUP_MIXED: bits of the groups at more bits.
+constexpr uint32_t high_bits_of(uint32_t bits) {
+  return bits == 1 ? 8 : 4;
+}
+
+// Its symmetric grids: value = scale * ((code << shift) - middle). Binary weights are 32 steps of the grid at 8 bits,
+// up or down.
+constexpr int shift_of(uint32_t bits) {
+  return bits == 1 ? 6 : 0;
+}
+constexpr int middle_of(uint32_t bits) {
+  return bits == 1 ? 32 : 1 << (bits - 1);
+}
+
 // Sizes that follow from a checked header. What an encoding doesn't have is 0.
 struct Geometry {
   uint32_t encoding, bits, dim, pattern, grid, scale, entry;  // as in the header
@@ -28,7 +42,7 @@ struct Geometry {
   size_t table_bytes;      // all planes of a table
   size_t table_groups;     // a table of the stream serves so many groups; 0 when the table is the prefix
   size_t block_columns;    // EDGE_16X8, EDGE_16X4: width of a block
-  size_t high_groups;      // EDGE_GROUP_MIXED: groups at 4 bits, the last of the stream
+  size_t high_groups;      // EDGE_GROUP_MIXED: groups at more bits, the last of the stream
   size_t order_bytes;      // EDGE_GROUP_MIXED: at the start of a tile
   uint64_t tile_bytes;     // 0 when tiles differ in size (EDGE_16X8, EDGE_16X4)
   uint64_t payload_bytes;  // all that follows the header: payload_bytes / tiles is what a tile costs on average
@@ -49,6 +63,7 @@ EDGE_INLINE uint64_t rounded_up(uint64_t value, uint64_t unit) {
 template <uint32_t Bits>
 EDGE_INLINE uint8_t code_in_lane(const uint8_t* step, size_t quad, size_t lane) {
   if constexpr (Bits == 8) return step[64 * quad + lane];
+  if constexpr (Bits == 1) return (step[lane] >> quad) & 1;
   if constexpr (Bits == 4) return (step[64 * (quad / 2) + lane] >> (4 * (quad & 1))) & 15;
   const uint8_t low = (step[64 * (quad / 4) + lane] >> (2 * (quad & 3))) & 3;
   if constexpr (Bits == 2) return low;

@@ -11,4 +11,5 @@ struct MixedNeonI8mm : NeonI8mm {
 }  // namespace
 }  // namespace edge
 
-EDGE_OTHER_KERNEL(mixed_a8_neon_i8mm, mixed_a8<MixedNeonI8mm>)
+EDGE_OTHER_KERNEL(mixed1_a8_neon_i8mm, (mixed_a8<MixedNeonI8mm, 1>))
+EDGE_OTHER_KERNEL(mixed2_a8_neon_i8mm, (mixed_a8<MixedNeonI8mm, 2>))

@@ -11,7 +11,7 @@ bool checksum_matches(const edge_packed_header& header, const uint8_t* packed, s
   return sum == header.checksum;
 }
 
-// The groups at 2 bits, ascending, and those at 4 bits, ascending, are all groups.
+// The groups at fewer bits, ascending, and those at more bits, ascending, are all groups.
 bool order_is_right(const Geometry& m, const uint8_t* order) {
   const size_t low_count = m.groups - m.high_groups;
   size_t low = 0, high = low_count;

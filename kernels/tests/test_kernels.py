@@ -45,7 +45,7 @@ def kernel_name(row: lib.Kernel) -> str:
     kinds = {
         "affine": f"affine{row.bits}",
         "codebook": f"codebook{row.bits}d{row.dim}",
-        "group_mixed": "mixed",
+        "group_mixed": f"mixed{row.bits}",
         "sparse": f"sparse{row.bits}_{row.pattern.replace(':', 'of')}",
     }
     return f"{kinds[row.encoding]}_{row.activations}_{row.isa}"

@@ -51,7 +51,8 @@ def encodings(draw, kind):
             draw(st.sampled_from(["symmetric", "zero_point"])),
             draw(st.sampled_from(["group", "second_order"])),
         )
-        return GroupMixed(draw(st.sampled_from([32, 64, 128])), draw(st.integers(0, 5)), grid, scale)
+        bits = 2 if grid == "zero_point" else draw(st.integers(1, 2))
+        return GroupMixed(draw(st.sampled_from([32, 64, 128])), draw(st.integers(0, 5)), grid, scale, bits)
     return Sparse(draw(st.sampled_from(["16x8", "16x4", "2:4"])), draw(st.sampled_from([4, 8])), draw(GROUPS))
 
 
@@ -68,7 +69,8 @@ def fixed_tensor(encoding, rows: int, columns: int) -> CompressedTensor:
         if dtype == np.float16:
             parts[name] = ((ordinal + 1) / 1024).astype(np.float16)
         elif name == "zero_points":
-            parts[name] = (ordinal % (1 << (2 if isinstance(encoding, GroupMixed) else bits))).astype(np.uint8)
+            narrow = encoding.bits if isinstance(encoding, GroupMixed) else bits
+            parts[name] = (ordinal % (1 << narrow)).astype(np.uint8)
         elif name == "tables":
             top = int(np.iinfo(dtype).max)
             parts[name] = (counted(shape, 2 * top + 1).astype(np.int64) - top).astype(dtype)
@@ -78,7 +80,7 @@ def fixed_tensor(encoding, rows: int, columns: int) -> CompressedTensor:
         tile, group = np.indices(parts["high"].shape)
         parts["high"] = ((group + tile) % parts["high"].shape[1] < encoding.high_groups).astype(np.uint8)
         low = ~np.repeat(encoding.high_by_row(parts["high"], rows), encoding.group_size, axis=1)[:, :columns]
-        parts["codes"][low] &= 3
+        parts["codes"][low] &= (1 << encoding.bits) - 1
     if isinstance(encoding, Sparse):
         if encoding.pattern == "2:4":
             kept = counted((rows, columns // 4), 6)
@@ -140,6 +142,7 @@ def test_golden_blobs_load(name):
         (Codebook(4, table_rows=1, table_columns=128), 4.25 + 4 * 32 / 128),
         (GroupMixed(64, 16), 2 + 2 * 16 / 64 + 16 / 64),
         (GroupMixed(128, 8, "zero_point", "second_order"), 2 + 2 * 8 / 32 + 16 / 128),
+        (GroupMixed(32, 12, scale="second_order", bits=1), 1 + 7 * 12 / 128 + 8 / 32),
         (Sparse("2:4", 4, 64), 4 / 2 + 1 + 16 / 64),
     ],
     ids=str,
@@ -175,6 +178,7 @@ def changed(tensor: CompressedTensor, part: str, index, value) -> CompressedTens
         (Codebook(2), "codes", 4, "more than 2 bits"),
         (Codebook(2), "tables", -128, "-128"),
         (GroupMixed(32, 0), "codes", 4, "at 2 bits needs more"),
+        (GroupMixed(32, 0, bits=1), "codes", 2, "at 1 bits needs more"),
         (GroupMixed(32, 1), "high", 1, "more or fewer than 1 groups"),
         (GroupMixed(32, 1, scale="second_order"), "row_scales", np.nan, "NaN"),
         (Sparse("16x8", 4, 0), "mask", 2, "more than 1 bits"),

@@ -82,6 +82,8 @@ class Decoder:
         quad, byte = column // 4, 4 * row + (column & 3)
         if bits == 8:
             return step[64 * quad + byte]
+        if bits == 1:
+            return step[byte] >> quad & 1
         if bits == 4:
             return step[64 * (quad // 2) + byte] >> 4 * (quad % 2) & 0xF
         low = step[64 * (quad // 4) + byte] >> 2 * (quad % 4) & 0x3
@@ -102,6 +104,7 @@ class Decoder:
                 for column in range(32):
                     code = self.code(step, bits, row, column)
                     integer = 2 * code - ((1 << bits) - 1) if self.grid == 2 else code - zeros[row]
+                    integer = 64 * code - 32 if bits == 1 else integer
                     self.put(tile, row, first + column, integer, scales[row])
 
     def mixed(self) -> None:
@@ -111,7 +114,7 @@ class Decoder:
         for tile in range(self.tiles):
             order = struct.unpack_from(f"<{count}H", self.take((2 * count + 63) // 64 * 64))
             row_scales = struct.unpack_from("<16e", self.take(64)) if self.scale == 2 else None
-            for bits, part in ((2, order[:low]), (4, order[low:])):
+            for bits, part in ((self.bits, order[:low]), (8 if self.bits == 1 else 4, order[low:])):
                 assert list(part) == sorted(part)
                 for pair in range(0, len(part), 2):
                     heads = self.head(bits, 1 if row_scales else 2)

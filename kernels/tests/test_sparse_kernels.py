@@ -25,8 +25,9 @@ def random_x(tokens: int, columns: int) -> np.ndarray:
 def encodings(kernel: lib.Kernel) -> list[GroupMixed | Sparse]:
     if kernel.encoding == "sparse":
         return [Sparse(kernel.pattern, kernel.bits, group_size) for group_size in (0, 32, 64, 128)]
-    grids, scales = ("symmetric", "zero_point"), ("group", "second_order")
-    return [GroupMixed(size, 1, grid, scale) for size in (32, 64, 128) for grid in grids for scale in scales]
+    grids, scales = ("symmetric", "zero_point")[: kernel.bits], ("group", "second_order")
+    forms = [(size, grid, scale) for size in (32, 64, 128) for grid in grids for scale in scales]
+    return [GroupMixed(size, 1, grid, scale, kernel.bits) for size, grid, scale in forms]
 
 
 CASES = [(kernel, encoding) for kernel in KERNELS for encoding in encodings(kernel)]
@@ -45,7 +46,8 @@ def expected(rows: int, columns: int, encoding: GroupMixed | Sparse, tokens: int
 
 def test_every_pattern_has_kernels():
     patterns = [f"sparse{bits}_{pattern}" for bits in (4, 8) for pattern in ("16x8", "16x4", "2of4")]
-    wanted = {f"{kind}_{mode}_{isa}" for kind in (*patterns, "mixed") for mode in ("a8", "f32") for isa in lib.isas()}
+    kinds = (*patterns, "mixed1", "mixed2")
+    wanted = {f"{kind}_{mode}_{isa}" for kind in kinds for mode in ("a8", "f32") for isa in lib.isas()}
     assert {row.name for row in KERNELS} >= wanted - {name for name in wanted if "i8mm" in name}
 
 
@@ -62,10 +64,12 @@ def test_kernel_equals_numpy(kernel, encoding):
             assert np.array_equal(got, expected(rows, columns, encoding, tokens, kernel.activations)), (rows, tokens)
 
 
+@pytest.mark.parametrize("grid_and_bits", [("zero_point", 2), ("symmetric", 1)])
 @pytest.mark.parametrize("high_groups", [0, 2, 5])
 @pytest.mark.parametrize("isa", lib.isas())
-def test_any_number_of_groups_at_4_bits(isa, high_groups):
-    packed = packed_matrix(40, 150, GroupMixed(32, high_groups, "zero_point"))
+def test_any_number_of_groups_at_more_bits(isa, high_groups, grid_and_bits):
+    grid, bits = grid_and_bits
+    packed = packed_matrix(40, 150, GroupMixed(32, high_groups, grid, bits=bits))
     assert np.array_equal(lib.linear(packed, random_x(3, 150), isa), reference.linear(packed, random_x(3, 150)))
 
 

@@ -38,7 +38,10 @@ def integer(tensor, row, column):
     if encoding.grid == "zero_point":
         return code - int(parts["zero_points"][row, group])
     if isinstance(encoding, GroupMixed):
-        return code - (8 if parts["high"][row // 16, group] else 2)
+        high = parts["high"][row // 16, group]
+        if encoding.bits == 1 and not high:
+            code *= 64
+        return code - ((128 if high else 32) if encoding.bits == 1 else (8 if high else 2))
     return code - 2 ** (encoding.bits - 1)
 
 
@@ -96,6 +99,7 @@ def test_names():
         "codebook4i16g64t16x128": Codebook(4, entry="int16", table_rows=16, table_columns=128),
         "mixed2g64+8": GroupMixed(64, 8),
         "mixed2g32zs+1": GroupMixed(32, 1, "zero_point", "second_order"),
+        "mixed1g32s+2": GroupMixed(32, 2, scale="second_order", bits=1),
         "sparse4-16x8g64": Sparse("16x8", 4, 64),
         "sparse8-2of4row": Sparse("2:4", 8, 0),
     }
@@ -111,6 +115,8 @@ def test_names():
         (Codebook(2, entry="int16", table_rows=1, table_columns=128), 8, 256, 8 * (64 + 2 * 4) + 8 * 2 * 4 * 2),
         (GroupMixed(64, 1), 32, 256, 32 * (64 + 16 + 2 * 4) + 2),
         (GroupMixed(64, 1, "zero_point", "second_order"), 32, 256, 32 * (64 + 16 + 4 + 2 + 2) + 2),
+        (GroupMixed(32, 2, bits=1), 32, 256, 32 * (32 + 2 * 28 + 2 * 8) + 2),
+        (GroupMixed(64, 1, scale="second_order", bits=1), 32, 256, 32 * (32 + 56 + 4 + 2) + 2),
         (Sparse("2:4", 4, 64), 8, 128, 8 * (32 + 16 + 2 * 2)),
     ],
     ids=str,
@@ -140,6 +146,8 @@ WRONG = [
     lambda: Codebook(4, group_size=0, table_columns=64),
     lambda: GroupMixed(0, 1),
     lambda: GroupMixed(64, -1),
+    lambda: GroupMixed(64, 1, bits=3),
+    lambda: GroupMixed(64, 1, "zero_point", bits=1),
     lambda: Sparse("16x8", 3, 64),
     lambda: Sparse("2:4", 4, 16),
     lambda: GroupMixed(64, 3).layout(16, 128),
@@ -184,6 +192,7 @@ DAMAGE = [
     (GroupMixed(32, 1), "high", put(2, 1, 1), "more than 1 bits"),
     (GroupMixed(32, 1), "codes", low_group, "2 bits needs more"),
     (GroupMixed(32, 1, "zero_point"), "zero_points", low_group, "2 bits needs more"),
+    (GroupMixed(32, 1, bits=1), "codes", low_group, "1 bits needs more"),
     (GroupMixed(32, 1, scale="second_order"), "row_scales", put(np.inf, 3), "infinite"),
     (Sparse("2:4", 4, 64), "mask", put(1, 0, slice(4)), "exactly 2"),
     (Sparse("16x8", 4, 64), "mask", put(0, slice(None)), "pruned weight"),

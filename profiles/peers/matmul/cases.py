@@ -41,7 +41,7 @@ class Case:
     @property
     def bits(self) -> int:
         """Bits of a stored code; of most codes where they differ."""
-        return 2 if isinstance(self.encoding, GroupMixed) else self.encoding.bits
+        return self.encoding.bits
 
     @property
     def code_bits_per_weight(self) -> float:
