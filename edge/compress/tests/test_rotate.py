@@ -90,6 +90,19 @@ def test_outliers_cost_less_once_rotated(tmp_path):
         assert after < 0.7 * before
 
 
+def test_channels_that_hold_the_first_token_are_left_alone(tmp_path):
+    folder = tiny_model("llama", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][[7, 30]] *= 20
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    source = open_checkpoint(folder)
+    kept, all_turned = (rotate.rewrite(source, rotate.Options(untie=True, keep=n), seed=0) for n in (2, 0))
+    before, after, without = (c.tensor("model.embed_tokens.weight") for c in (source, kept, all_turned))
+    assert [i for i in range(64) if torch.allclose(before[:, i], after[:, i])] == [7, 30]
+    assert not any(torch.allclose(before[:, i], without[:, i]) for i in range(64))
+    torch.testing.assert_close(logits(kept), logits(source), atol=1e-3, rtol=0)
+
+
 def test_an_untied_model_says_so_and_counts_its_head(tmp_path):
     source = tiny_model("llama", tmp_path / "model")
     kept, untied = (
