@@ -15,7 +15,7 @@ from edge.report.results import Row
 
 @dataclass(frozen=True)
 class Cell:
-    """A value and, smaller, what to know about it. order: what a sortable table sorts it by; what has none comes last."""
+    """A value and, smaller, what to know about it. order: what a sortable table sorts by; what has none comes last."""
 
     value: str
     note: str = ""
