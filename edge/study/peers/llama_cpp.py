@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,13 +51,13 @@ def prepare(
     quantized = folder / f".{MODEL}.partial"
     _quantize(api, folder / MODEL, quantized, format, importance)
     os.replace(quantized, folder / MODEL)
-    size, kinds = _tensor_bytes(folder / MODEL)
+    size = _size(api, folder / MODEL)
     about = {
         "recipe": {"name": f"llama.cpp {format}"},
         "encodings": {},
         "stored_bytes": size,
         "bits_per_weight": 8 * size / checkpoint.parameters,
-        "notes": [f"llama.cpp stored {', '.join(f'{count} tensors as {kind}' for kind, count in kinds.items())}"],
+        "notes": list(filter(None, [_kinds(folder / MODEL)])),
     }
     seal(folder, msgspec.structs.replace(manifest, **about))
 
@@ -111,11 +112,21 @@ def _quantize(api: Any, source: Path, target: Path, format: str, importance: Imp
         raise EdgeError("study.quantize", f"llama.cpp can't make {format} of it: {reason}", "leave this format out")
 
 
-def _tensor_bytes(path: Path) -> tuple[int, dict[str, int]]:
-    """Bytes of all tensors of a GGUF file, and how many there are of each type."""
-    kinds: dict[str, int] = {}
-    size = 0
-    for tensor in GGUFReader(path).tensors:
-        size += int(tensor.n_bytes)
-        kinds[tensor.tensor_type.name] = kinds.get(tensor.tensor_type.name, 0) + 1
-    return size, kinds
+def _size(api: Any, path: Path) -> int:
+    """Bytes of all tensors of a GGUF file, of types too that the package `gguf` doesn't know."""
+    options = api.llama_model_default_params()
+    model = api.llama_model_load_from_file(os.fsencode(path), options)
+    if not model:
+        raise EdgeError("study.quantize", f"llama.cpp can't open what it made: {path.name}", "leave this format out")
+    size = int(api.llama_model_size(model))
+    api.llama_model_free(model)
+    return size
+
+
+def _kinds(path: Path) -> str:
+    """How many tensors there are of each type; empty where `gguf` doesn't know one."""
+    try:
+        counts = Counter(tensor.tensor_type.name for tensor in GGUFReader(path).tensors)
+    except ValueError:
+        return ""
+    return f"llama.cpp stored {', '.join(f'{count} tensors as {kind}' for kind, count in counts.items())}"
