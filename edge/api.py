@@ -77,9 +77,6 @@ def export(
         if checkpoint.activations == "a4":
             hint = 'compress with activations = "a8"; `edge evaluate` shows the folder\'s quality in PyTorch'
             raise UsageError("export.activations", "no kernel computes with 4-bit activations", hint)
-        if checkpoint.cache_formats is not None:  # goes when the exporters write such caches
-            hint = "export with --kv-cache int8, from a folder made without the step kv_cache"
-            raise UsageError("export.cache", "exporters don't write this quantized KV cache yet", hint)
         exporter = _exporter(runtime, checkpoint.spec.task)
         context = _context_length(checkpoint, context_length)
         info(f"Writing {checkpoint.spec.model_type} for {target}, {runtime}, {kernels} kernels, context {context}")

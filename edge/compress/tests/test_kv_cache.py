@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from edge import api
 from edge.compress.methods import _cache_walk, kv_cache
 from edge.compress.run import compress
 from edge.core.cache import CacheFormat
@@ -159,8 +158,6 @@ def test_what_is_refused(tmp_path, text):
         with pytest.raises(UsageError):
             compress(tiny_model("llama", tmp_path / "m"), recipe(options), tmp_path / "out", calibration_text=text)
     folder = compress(tmp_path / "m", recipe(), tmp_path / "out", calibration_text=text)
-    with pytest.raises(UsageError, match="quantized KV cache"):
-        api.export(folder, tmp_path / "bundle")
     (folder / "kv_cache.safetensors").write_bytes((folder / "model-00001-of-00004.safetensors").read_bytes())
     with pytest.raises(EdgeError, match="KV cache"):
         open_checkpoint(folder)
