@@ -8,11 +8,11 @@ Chandra, Tian, Blankevoort: "SpinQuant: LLM Quantization with Learned Rotations"
   and whatever adds to it (o, down). An RMSNorm doesn't see a rotation once its weight is folded into what it feeds.
 - R2 (`values`) turns every head's values: the rows of v and the columns of o.
 
-A few hidden channels (`keep`) stay as they are: those that o and down write most strongly. On them lies nearly all of
-the first token's state, where attention rests when it looks for nothing, and the matrices are almost blind to it.
-Turned, that one direction gets the rounding errors of all channels. (SmolLM2-135M, round to nearest at 4 bits: in the
-middle, the first token's error after `up` grows sevenfold if all is turned; with these channels kept, the error of the
-others falls.)
+A few hidden channels (`keep`) stay as they are: those that o and down write most strongly. Nearly all of the first
+token's state lies on them, where attention rests when it looks for nothing, and the matrices are almost blind to it.
+Turned, that one direction gets the rounding errors of all channels. (SmolLM2-135M, round to nearest at 4 bits, a layer
+in the middle: the first token's error after `up` grows sevenfold if all is turned; with four channels kept it does not,
+and that of the other tokens falls.)
 
 Both are multiplied into the weights: the graph stays as it is, and so does the function. R3 and R4 (queries and keys,
 the inputs of down) need a Hadamard transform at run time and are left out.
