@@ -298,7 +298,9 @@ class Dense(Whole, msgspec.Struct, frozen=True, tag="dense", tag_field="kind", f
         """The float32 matrix [rows, columns] that the part stands for."""
         values = parts["values"]
         if self.dtype == "bfloat16":
-            return (values.astype(np.uint32) << 16).view(np.float32)
+            wide = values.astype(np.uint32)
+            wide <<= 16  # in place: an embedding's float32 is the largest there is
+            return wide.view(np.float32)
         return values.astype(np.float32)
 
     def __str__(self) -> str:
