@@ -77,17 +77,23 @@ fuzz: checked-kernels .venv/ready-fuzz
 	$(BIN)/python -m pip install --editable .
 	touch $@
 
+# An extra's own packages: installing `.[dev]` would compile the kernels a second time.
+EXTRAS := import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")
+extra = $(BIN)/python -c '$(EXTRAS)' $(1) > build/$(1).txt && $(BIN)/python -m pip install -r build/$(1).txt
+
 .venv/ready-dev: .venv/ready
-	$(BIN)/python -m pip install --editable '.[dev]'
+	mkdir -p build
+	$(call extra,dev)
 	touch $@
 
 # llama.cpp is built from source, for this machine: ten minutes more.
 .venv/ready-bench: .venv/ready
-	CMAKE_ARGS="-DGGML_NATIVE=ON" $(BIN)/python -m pip install --editable '.[bench]'
+	mkdir -p build
+	export CMAKE_ARGS="-DGGML_NATIVE=ON"; $(call extra,bench)
 	touch $@
 
 .venv/ready-fuzz: .venv/ready-dev
-	$(BIN)/python -m pip install --editable '.[fuzz]'
+	$(call extra,fuzz)
 	touch $@
 
 clean:
