@@ -17,8 +17,8 @@ from edge.models.testing import FAMILIES, tiny_model
 from edge.models.torch_model import build_model
 
 TEXT = "".join(f"Line {i}: the quick brown fox jumps over {i * i} lazy dogs.\n" for i in range(40))
-TAKES_TENSORS = ("compress", "plan_steps")
-PREPARING = [name for name in METHODS.names() if not any(hasattr(load_method(name), f) for f in TAKES_TENSORS)]
+LATER = ("compress", "plan_steps", "finish")
+PREPARING = [name for name in METHODS.names() if not any(hasattr(load_method(name), f) for f in LATER)]
 TOML = """
 schema = 1
 activations = "f32"
