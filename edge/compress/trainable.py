@@ -32,7 +32,7 @@ def trainable(tensor: CompressedTensor, *, rounding: bool) -> Trainable:
     """Affine and codebook matrices can be trained, others stay what they are. rounding: codes may change (affine)."""
     if isinstance(tensor.encoding, Affine):
         return _TrainableAffine(tensor, rounding)
-    if isinstance(tensor.encoding, Codebook) and tensor.encoding.dim == 1:
+    if isinstance(tensor.encoding, Codebook):
         return _TrainableCodebook(tensor)
     return _Fixed(tensor)
 
@@ -101,9 +101,9 @@ class _TrainableCodebook(Trainable):
         self.book: Codebook = tensor.encoding  # type: ignore[assignment]
         self._tensor = tensor
         rows, columns = tensor.shape
-        tables = torch.from_numpy(tensor.parts["tables"]).float()  # [row blocks, column blocks, entries, 1]
+        tables = torch.from_numpy(tensor.parts["tables"]).float()  # [row blocks, column blocks, entries, dim]
         row = torch.arange(rows) // (self.book.table_rows or rows)
-        column = torch.arange(columns) // (self.book.table_columns or columns)
+        column = torch.arange(0, columns, self.book.dim) // (self.book.table_columns or columns)
         block = row[:, None] * tables.shape[1] + column
         index = block * tables.shape[2] + torch.from_numpy(tensor.parts["codes"]).long()
         self.register_buffer("index", index.to(torch.int32))
@@ -124,7 +124,7 @@ class _TrainableCodebook(Trainable):
         return straight(exact, exact.detach().half().float())
 
     def forward(self) -> torch.Tensor:
-        values = self._tables().flatten()[self.index.long()]
+        values = self._tables().flatten(0, 2)[self.index.long()].flatten(1)
         scales = self._scales()
         if self.book.scale == "row":
             return values * scales

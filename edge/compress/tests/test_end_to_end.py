@@ -99,7 +99,7 @@ def test_an_untrained_matrix_is_what_it_was(grid, rounding):
     assert all((matrix.tensor().parts[part] == values).all() for part, values in tensor.parts.items())
 
 
-@pytest.mark.parametrize("encoding", [Codebook(3), Codebook(4, scale="row", table_rows=4)])
+@pytest.mark.parametrize("encoding", [Codebook(3), Codebook(4, scale="row", table_rows=4), Codebook(4, dim=2)])
 def test_what_is_trained_is_what_is_stored(encoding):
     tensor = random_tensor(24, 128, encoding)
     matrix = trainable(tensor, rounding=True)
