@@ -65,7 +65,7 @@ def test_unknown_keys_name_the_nearest_right_one(text, key, suggestion):
         "[[steps]]\nmethod = 3",
         "schema = 2\n[[steps]]\nmethod='rtn'",
         "[[steps]]\nmethod='rtn'\nrules=[{exclude=true}]",
-        "activations='a4'\n[[steps]]\nmethod='rtn'",
+        "activations='a5'\n[[steps]]\nmethod='rtn'",
     ],
 )
 def test_malformed_recipes_are_usage_errors_with_a_hint(text):
