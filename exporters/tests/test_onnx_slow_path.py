@@ -26,10 +26,10 @@ def slow(folder: Path, bits: int, activations: Any) -> list[str]:
 def test_a_cliff_is_reported_by_layer_name(tmp_path: Path) -> None:
     """ONNX Runtime has no fast 2-bit product for float activations: it dequantizes the matrix at every call."""
     rows = slow(tmp_path, 2, "f32")
-    layers = [row.partition(":")[0] for row in rows]
     for name in ("self_attn.qkv_proj", "mlp.gate_up_proj", "mlp.down_proj"):
-        assert f"model.layers.0.{name} and 1 alike" in layers
-    assert all("MatMulNBits" in row and "decode" in row for row in rows)
+        found = [row for row in rows if row.partition(":")[0] == f"model.layers.0.{name} and 1 alike"]
+        # Of these alone: on a busy machine chance may report a small operator as well.
+        assert any("MatMulNBits" in row and "decode" in row for row in found)
 
 
 def test_a_fast_operator_is_not_reported(tmp_path: Path) -> None:
