@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save
 from torch.func import functional_call
 
 from edge.compress.finish import Finished
+from edge.compress.self_generated import self_generated
 from edge.compress.trainable import trainable
 from edge.core.console import info, progress
 from edge.core.errors import UsageError
@@ -32,7 +33,7 @@ from edge.core.files import write_atomic
 from edge.models.torch_model import build_model, empty_model
 
 CALIBRATED = True
-STATE = ".end-to-end.safetensors"
+STATE, GENERATED = ".end-to-end.safetensors", ".generated.safetensors"
 BETAS = 0.9, 0.95
 WARM_UP = 10
 
@@ -41,7 +42,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """steps: of Adam, with `batch` calibration windows in each. rounding: codes may change.
 
     learning_rate: of the shares by which scales, entries and norms change. rounding_rate: of offsets, in steps between
-    two codes. Both rise over 10 steps and fall as a cosine. save_minutes: a killed run repeats this much at most.
+    two codes. Both rise over 10 steps and fall as a cosine. generated: windows that the original model writes itself,
+    beside those of the calibration text. save_minutes: a killed run repeats this much at most.
     """
 
     steps: int = 200
@@ -49,13 +51,14 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rounding: bool = True
     learning_rate: float = 1e-3
     rounding_rate: float = 1e-2
+    generated: int = 0
     save_minutes: float = 5.0
     device: Literal["cpu", "cuda"] = "cpu"
     arithmetic: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch) < 1 or min(self.learning_rate, self.rounding_rate) < 0:
-            raise ValueError("`steps` and `batch` are at least 1, learning rates at least 0")
+        if min(self.steps, self.batch) < 1 or min(self.learning_rate, self.rounding_rate, self.generated) < 0:
+            raise ValueError("`steps` and `batch` are at least 1, learning rates and `generated` at least 0")
 
 
 def finish(finished: Finished, options: Options) -> None:
@@ -79,17 +82,19 @@ def finish(finished: Finished, options: Options) -> None:
             tick(note=f"KL {last:.4f} nats, {tuning.tokens_per_second:.0f} tokens/s")
     info(f"KL divergence on the calibration text: {first:.4f} at the first step, {last:.4f} at the last")
     finished.replace(*tuning.results())
-    state.unlink(missing_ok=True)
+    for left in (state, finished.folder / GENERATED):
+        left.unlink(missing_ok=True)
 
 
 class _Tuning:
     """The original, the compressed model, and Adam's state."""
 
     def __init__(self, finished: Finished, options: Options) -> None:
-        self.options, self.windows = options, finished.windows
+        self.options = options
         self.tokens_per_second = 0.0
         spec, device = finished.checkpoint.spec, options.device
         self.original = build_model(finished.checkpoint).to(device)
+        self.windows = self._texts(finished)
         self.model = empty_model(finished.checkpoint.config, spec)
         self.tied, self.transposed = spec.tied_copies, finished.checkpoint.spec.transposed
         compressed = finished.compressed()
@@ -106,6 +111,16 @@ class _Tuning:
             self.plain.setdefault(name, buffer.to(device))
         self.seed = finished.seed
         self.adam = torch.optim.Adam(list(self._groups()), betas=BETAS)
+
+    def _texts(self, finished: Finished) -> torch.Tensor:
+        """Token ids [windows, tokens]."""
+        count = self.options.generated
+        if not count:
+            return finished.windows
+        state = finished.folder / GENERATED
+        return torch.cat(
+            [finished.windows, self_generated(self.original, finished.windows, count, finished.seed, state)]
+        )
 
     def _groups(self) -> Iterator[dict[str, Any]]:
         named = self._parameters()
@@ -124,7 +139,7 @@ class _Tuning:
     def step(self, number: int) -> float:
         """One step of Adam; returns the loss in nats per token.
 
-        One window at a time: their gradients by the dense weights are summed before these go to the parameters.
+        On a CPU one window at a time: their gradients by the dense weights are summed before these go to the parameters.
         """
         start = time.monotonic()
         options, windows = self.options, self._batch(number)
@@ -132,8 +147,8 @@ class _Tuning:
             dense = self._dense()
             leaves = {name: value.detach().requires_grad_(value.requires_grad) for name, value in dense.items()}
             total = 0.0
-            for window in windows:
-                loss = self._divergence(leaves, window[None].to(options.device)) / len(windows)
+            for some in windows.split(1 if options.device == "cpu" else len(windows)):
+                loss = self._divergence(leaves, some.to(options.device)) * (len(some) / len(windows))
                 loss.backward()
                 total += loss.item()
             moved = [name for name, value in dense.items() if value.requires_grad]
@@ -161,15 +176,15 @@ class _Tuning:
         return found
 
     def _divergence(self, weights: dict[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
-        """KL(original || compressed) in nats per token."""
+        """KL(original || compressed) in nats per token, for tokens [windows, length]."""
         shared = {copy: weights[name] for copy, name in self.tied.items()}
         reduced = self.options.arithmetic == "bfloat16"
         with torch.autocast(self.options.device, torch.bfloat16, enabled=reduced):
             with torch.no_grad():
-                wanted = self.original(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)[0]
+                wanted = self.original(input_ids=tokens, use_cache=False).logits.flatten(0, 1).float().log_softmax(-1)
             call = {"input_ids": tokens, "use_cache": False}
             logits = functional_call(self.model, weights | shared, (), call, tie_weights=False).logits
-        answers = logits.float().log_softmax(-1)[0]
+        answers = logits.flatten(0, 1).float().log_softmax(-1)
         return F.kl_div(answers, wanted, log_target=True, reduction="batchmean")
 
     def results(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
