@@ -139,7 +139,7 @@ class _Tuning:
     def step(self, number: int) -> float:
         """One step of Adam; returns the loss in nats per token.
 
-        On a CPU one window at a time: their gradients by the dense weights are summed before these go to the parameters.
+        A CPU takes one window at a time: gradients by dense weights are summed before they go to the parameters.
         """
         start = time.monotonic()
         options, windows = self.options, self._batch(number)
