@@ -1,0 +1,1 @@
+"""Weight clustering: tables fitted by k-means, and what trains them."""
