@@ -24,10 +24,11 @@ from typing import Literal
 import msgspec
 import torch
 
+from edge.compress.clustering.tables import clustered_tensor
+from edge.compress.clustering.vector_kmeans import weighted_means
 from edge.compress.method import Inputs
-from edge.compress.methods._em import weighted_means
 from edge.compress.propagation import round_part, visiting_order
-from edge.core.errors import EdgeError, UsageError
+from edge.core.errors import UsageError
 from edge.core.weight import Codebook, CompressedTensor
 
 CALIBRATED = True
@@ -89,7 +90,7 @@ def compress(name: str, weight: torch.Tensor, options: Options, inputs: Inputs |
     if options.updates:
         hessian = inputs.hessian + torch.eye(columns) * options.damping * inputs.hessian.diagonal().mean()
         tables = _Descent(weight, scales, codes, scope, hessian).descend(tables, options.updates)
-    return _stored(name, codes, scales, tables, scope)
+    return clustered_tensor(name, scales, tables, codes, options.encoding)
 
 
 @dataclass(frozen=True)
@@ -283,24 +284,3 @@ class _Descent:
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a * b).sum((1, 2, 3), keepdim=True)
-
-
-def _stored(
-    name: str, codes: torch.Tensor, scales: torch.Tensor, tables: torch.Tensor, scope: _Scope
-) -> CompressedTensor:
-    """Entries rounded to integers: the largest of all that share a scale takes the type's largest value."""
-    encoding, top = scope.encoding, 127 if scope.encoding.entry == "int8" else 32767
-    largest = tables.abs().amax((2, 3))
-    if encoding.scale == "row" or scope.width > scope.table_columns:
-        largest = largest.amax(1, keepdim=True).expand_as(largest)
-    unit = torch.where(largest == 0, 1, largest / top)
-    entries = (tables / unit[:, :, None, None]).round().clamp_(-top, top)
-    row = torch.arange(scope.rows) // scope.table_rows
-    column = torch.arange(scales.shape[1]) * scope.width // scope.table_columns
-    stored = (scales * unit[row][:, column]).half()
-    if not torch.isfinite(stored).all():
-        hint = "leave the tensor out with a rule (exclude = true)"
-        raise EdgeError("compress.range", f"{name}: a weight is too large for a float16 scale", hint)
-    dtype = torch.int8 if encoding.entry == "int8" else torch.int16
-    parts = {"codes": codes.numpy(), "tables": entries.to(dtype).numpy(), "scales": stored.numpy()}
-    return CompressedTensor(name, (scope.rows, scope.columns), encoding, parts)

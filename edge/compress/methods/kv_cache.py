@@ -28,9 +28,9 @@ import msgspec
 import numpy as np
 import torch
 
+from edge.compress.clustering.scalar_kmeans import scalar_kmeans
 from edge.compress.finish import Finished
 from edge.compress.methods._cache_walk import CacheWalk, Samples, Tensors
-from edge.compress.scalar_kmeans import scalar_kmeans
 from edge.core.cache import (
     BITS,
     SINK_TOKENS,

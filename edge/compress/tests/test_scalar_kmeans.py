@@ -5,7 +5,7 @@ from itertools import combinations, pairwise
 import pytest
 import torch
 
-from edge.compress.scalar_kmeans import scalar_kmeans
+from edge.compress.clustering.scalar_kmeans import scalar_kmeans
 
 
 def cost(points, weights, centroids):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from edge.compress.clustering.vector_kmeans import weighted_means
 from edge.compress.method import InputStatistics
 from edge.compress.methods import gptq, gptvq, group_mixed
-from edge.compress.methods._em import weighted_means
 from edge.compress.run import compress
 from edge.core.encoding import GroupMixed
 from edge.core.errors import UsageError

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 
-from edge.compress.scalar_kmeans import scalar_kmeans
+from edge.compress.clustering.scalar_kmeans import scalar_kmeans
 
-POINTS_AT_ONCE = 1 << 14  # bounds the memory of the distances
+DISTANCES_AT_ONCE = 1 << 22  # bounds the memory
 
 
 def weighted_means(points: torch.Tensor, weights: torch.Tensor, count: int, iterations: int) -> torch.Tensor:
@@ -25,7 +25,7 @@ def weighted_means(points: torch.Tensor, weights: torch.Tensor, count: int, iter
     moments = weights * points
     features = torch.cat([weights, moments], 2)
     for _ in range(iterations):
-        codes = _nearest(features, means)[..., None].expand_as(points)
+        codes = nearest(features, means)[..., None].expand_as(points)
         mass = torch.zeros_like(means).scatter_add_(1, codes, weights)
         moment = torch.zeros_like(means).scatter_add_(1, codes, moments)
         means = torch.where(mass > 0, moment / mass, means)
@@ -39,22 +39,23 @@ def _spread_by_distance(points: torch.Tensor, weights: torch.Tensor, count: int)
     whole = weights.sum(2)
     covariance = torch.einsum("tni,tnj,tn->tij", centred, centred, whole / whole.sum(1, keepdim=True).clamp_min(1e-30))
     ridge = covariance.diagonal(dim1=1, dim2=2).mean(1).mul(1e-6).clamp_min(1e-20)
-    inverse = torch.linalg.inv(covariance + ridge[:, None, None] * torch.eye(points.shape[2]))
+    inverse = torch.linalg.inv(covariance + ridge[:, None, None] * torch.eye(points.shape[2], device=points.device))
     order = torch.einsum("tni,tij,tnj->tn", centred, inverse, centred).argsort(dim=1, stable=True)
     running = whole.gather(1, order).double().cumsum(1)
-    shares = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    shares = (torch.arange(count, dtype=torch.float64, device=points.device) + 0.5) / count
     at = torch.searchsorted(running, running[:, -1:] * shares).clamp_(max=points.shape[1] - 1)
     return points.gather(1, order.gather(1, at)[..., None].expand(-1, -1, points.shape[2]))
 
 
-def _nearest(features: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
+def nearest(features: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
     """The index of the mean that every point is nearest to, int64 [sets, points].
 
     features: weights beside weights * points, so that distances, but for a constant, are one product.
     """
-    codes = torch.empty(features.shape[:2], dtype=torch.int64)
+    codes = torch.empty(features.shape[:2], dtype=torch.int64, device=features.device)
     against = torch.cat([means.square(), -2 * means], 2).mT.contiguous()
-    for start in range(0, features.shape[1], POINTS_AT_ONCE):
-        part = slice(start, start + POINTS_AT_ONCE)
+    step = max(1, DISTANCES_AT_ONCE // (means.shape[0] * means.shape[1]))
+    for start in range(0, features.shape[1], step):
+        part = slice(start, start + step)
         codes[:, part] = (features[:, part] @ against).argmin(2)
     return codes
