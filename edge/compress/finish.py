@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,14 +24,17 @@ if TYPE_CHECKING:
 class Finished:
     """A compressed model whose units are all there.
 
-    checkpoint: the original. windows: calibration tokens [samples, sequence_length]. folder: for a method's own state,
-    in files whose names begin with a dot, which it removes at the end.
+    checkpoint: what was compressed. original: the same before the recipe's first steps rewrote it. windows: calibration
+    tokens [samples, sequence_length]. folder: for a method's own state, in files whose names begin with a dot, which it
+    removes at the end. own: options of the matrices that the step compressed itself, by name.
     """
 
     checkpoint: Checkpoint
+    original: Checkpoint
     windows: torch.Tensor
     folder: Path
     seed: int
+    own: Mapping[str, Any]
     _job: Job
     _partial: PartialModel
 

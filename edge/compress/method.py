@@ -9,7 +9,8 @@ A module may have six functions, each of which makes it part of the pipeline at 
   in it is compressed. A module with nothing else is a preparation: its step takes no tensors from later steps.
 - `compress_block(block, options)`: compresses matrices of a decoder layer together.
 - `compress(name, weight, options, inputs)`: compresses one matrix.
-- `finish(finished, options)`: changes the compressed model as a whole (`finish.py`).
+- `finish(finished, options)`: changes the compressed model as a whole (`finish.py`). Such a step comes last, unless it
+  compresses as well: then only what compresses may follow.
 """
 
 from __future__ import annotations
@@ -85,8 +86,10 @@ class Method(Protocol):
     Options: type[AffineOptions]
     CALIBRATED: bool
     """Whether it needs to know the matrices' inputs; such a method can't serve an embedding that isn't the head too."""
-    COMPRESSES_CACHE: bool
-    """Whether a recipe may have this step alone: it makes the KV cache smaller. May be missing: no."""
+    STANDS_ALONE: bool
+    """Whether a recipe may have this step alone though it compresses no matrix. May be missing: no."""
+    TRAINED: bool
+    """Whether it needs text to finish, though not to compress. May be missing: as `CALIBRATED`."""
     CHOOSES_ENCODING: bool
     """Whether the encoding depends on the matrix: `options.encoding` is not the last word. May be missing: no."""
 
@@ -127,12 +130,13 @@ Tasks = Mapping[str, Task]
 @dataclass(frozen=True)
 class Plan:
     """What is done to a model: `tasks` say what becomes of each matrix, `preparations` (one mapping per step, in
-    order) which matrices each step prepares before that, `finishing` (methods with their options) what comes after.
+    order) which matrices each step prepares before that, `finishing` (steps' indices, methods and options) what comes
+    after.
     """
 
     tasks: Tasks
     preparations: tuple[Tasks, ...]
-    finishing: tuple[tuple[Method, Any], ...] = ()
+    finishing: tuple[tuple[int, Method, Any], ...] = ()
 
     @property
     def calibrated(self) -> bool:
@@ -141,7 +145,7 @@ class Plan:
 
     @property
     def needs_text(self) -> bool:
-        return self.calibrated or any(method.CALIBRATED for method, _ in self.finishing)
+        return self.calibrated or any(getattr(method, "TRAINED", method.CALIBRATED) for _, method, _ in self.finishing)
 
 
 @cache  # asked for every tensor, and the list of installed packages is read each time
@@ -162,7 +166,7 @@ def plan(recipe: Recipe, tensors: list[tuple[str, ModuleKind]], *, tied: bool = 
         raise UsageError(
             "recipe.plans", f"{recipe.name} has several steps that plan: each is for the whole model", hint
         )
-    if not takes and not any(getattr(method, "COMPRESSES_CACHE", False) for method in methods):
+    if not takes and not any(getattr(method, "STANDS_ALONE", False) for method in methods):
         hint = "add a step with a method that compresses, such as rtn"
         raise UsageError("recipe.prepares_only", f"{recipe.name} prepares the model and compresses nothing", hint)
     tasks = _tasks(recipe, tensors, takes, tied)
@@ -176,16 +180,18 @@ def plan(recipe: Recipe, tensors: list[tuple[str, ModuleKind]], *, tied: bool = 
     return Plan(tasks, tuple(preparations), tuple(_finishing(recipe, methods)))
 
 
-def _finishing(recipe: Recipe, methods: list[Method]) -> Iterator[tuple[Method, Any]]:
+def _finishing(recipe: Recipe, methods: list[Method]) -> Iterator[tuple[int, Method, Any]]:
     """Steps that change the finished model. Raises `UsageError` for one that another kind of step follows."""
     for index, (step, method) in enumerate(zip(recipe.steps, methods, strict=True)):
         if not hasattr(method, "finish"):
             continue
         origin = f"{recipe.name}: {step.method}"
-        if step.rules or any(not hasattr(later, "finish") for later in methods[index:]):
+        compresses = hasattr(method, "compress")
+        followed = any(not hasattr(later, "finish") for later in methods[index:])
+        if not compresses and (step.rules or followed):
             message = f"{origin} changes the finished model as a whole"
             raise UsageError("recipe.finish", message, "put it last, without rules")
-        yield method, check_options(step.options, method.Options, origin)
+        yield index, method, check_options(step.options, method.Options, origin)
 
 
 def rewritten(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:

@@ -51,7 +51,7 @@ def compress(
     checkpoint = open_checkpoint(source)
     if checkpoint.compressed:
         raise EdgeError("compress.twice", f"{source} is compressed already", "start from the original checkpoint")
-    checkpoint = rewritten(checkpoint, recipe)
+    original, checkpoint = checkpoint, rewritten(checkpoint, recipe)
     planned = plan(recipe, checkpoint.spec.matrices(), tied=bool(checkpoint.spec.tied_copies))
     if planned.needs_text and checkpoint.spec.task != "decoder":
         message = (
@@ -59,7 +59,7 @@ def compress(
         )
         raise EdgeError("compress.calibration", message, "use a recipe without calibration, such as int4 or int8")
     text = read_text(recipe.calibration, calibration_text) if planned.needs_text else None
-    job = Job(checkpoint, recipe, planned, text)
+    job = Job(original, checkpoint, recipe, planned, text)
     with atomic_folder(output, force=force, resume=True) as folder:
         job.run(folder)
     return output
@@ -67,8 +67,9 @@ def compress(
 
 @dataclass
 class Job:
-    """One compression of one checkpoint."""
+    """One compression of one checkpoint, which is `original` as the recipe's first steps rewrote it."""
 
+    original: Checkpoint
     checkpoint: Checkpoint
     recipe: Recipe
     plan: Plan
@@ -94,12 +95,25 @@ class Job:
                 self._run_plain(partial, tick)
             else:
                 LayerwiseRun(self, partial, windows).run(tick)
-        for method, options in self.plan.finishing:
-            if windows is not None:
-                method.finish(Finished(self.checkpoint, windows, folder, self.recipe.seed, self, partial), options)
+        if windows is not None:
+            self._finish(partial, windows)
         formats = partial.cache_formats()
         self._write_config(folder, partial.close(), formats)
         (folder / PLAN).unlink(missing_ok=True)
+
+    def _finish(self, partial: PartialModel, windows: torch.Tensor) -> None:
+        """What follows once all units are there, step by step; a step that is done leaves a mark."""
+        marks = {index: partial.folder / f".finished-{index}" for index, _, _ in self.plan.finishing}
+        for index, method, options in self.plan.finishing:
+            if marks[index].is_file():
+                continue
+            own = {name: task.options for name, task in self.plan.tasks.items() if task.resolved.step == index}
+            seed, folder = self.recipe.seed, partial.folder
+            finished = Finished(self.checkpoint, self.original, windows, folder, seed, own, self, partial)
+            method.finish(finished, options)
+            marks[index].touch()
+        for mark in marks.values():
+            mark.unlink()
 
     def _carry_out_planning(self, folder: Path, windows: torch.Tensor) -> None:
         """From here on the recipe and the plan have the steps that a planning one became."""
@@ -146,12 +160,13 @@ class Job:
         checkpoint = self.checkpoint
         config = self._plain_config()
         config["architectures"] = [type(empty_model(checkpoint.config, checkpoint.spec)).__name__]
-        config["quantization_config"] = {
-            "quant_method": "edge",
-            "schema": SCHEMA,
-            "activations": self.recipe.activations,
-            "encodings": encodings,
-        }
+        if encodings or cache is not None:
+            config["quantization_config"] = {
+                "quant_method": "edge",
+                "schema": SCHEMA,
+                "activations": self.recipe.activations,
+                "encodings": encodings,
+            }
         if cache is not None:
             config["quantization_config"]["kv_cache"] = cache
         config["edge"] = {

@@ -11,7 +11,7 @@ from torch import nn
 
 from edge.compress.grid import FittedGrid, grouped
 from edge.compress.straight_through import coded, dequantize_rounded, straight
-from edge.core.weight import Affine, Codebook, CompressedTensor
+from edge.core.weight import Affine, Codebook, CompressedTensor, Dense
 
 
 class Trainable(nn.Module):
@@ -27,6 +27,13 @@ class Trainable(nn.Module):
         """What the parameters stand for now."""
         raise NotImplementedError
 
+    def advance(self, done: float) -> None:
+        """A step begins, after the share `done` of all steps."""
+
+    def carried(self) -> dict[str, torch.Tensor]:
+        """What goes from step to step beside the parameters: a run that was killed goes on with it."""
+        return {}
+
 
 def trainable(tensor: CompressedTensor, *, rounding: bool) -> Trainable:
     """Affine and codebook matrices can be trained, others stay what they are. rounding: codes may change (affine)."""
@@ -35,6 +42,22 @@ def trainable(tensor: CompressedTensor, *, rounding: bool) -> Trainable:
     if isinstance(tensor.encoding, Codebook):
         return _TrainableCodebook(tensor)
     return _Fixed(tensor)
+
+
+class TrainableDense(Trainable):
+    """A matrix that isn't compressed: float32 [rows, columns]. What is zero, because it was pruned, stays zero."""
+
+    def __init__(self, name: str, weight: torch.Tensor) -> None:
+        rows, columns = weight.shape
+        super().__init__(CompressedTensor(name, (rows, columns), Dense("float32"), {"values": weight.numpy()}))
+        self.weight = nn.Parameter(weight)
+
+    def forward(self) -> torch.Tensor:
+        return self.weight * (self.weight.detach() != 0)
+
+    @torch.no_grad()
+    def tensor(self) -> CompressedTensor:
+        return CompressedTensor(self.name, self.shape, self.encoding, {"values": self.weight.cpu().numpy()})
 
 
 class _Fixed(Trainable):

@@ -48,7 +48,7 @@ from edge.core.errors import UsageError
 from edge.models.checkpoint import Checkpoint
 from edge.models.spec import DecoderSpec, Layer, cache_path
 
-CALIBRATED = COMPRESSES_CACHE = True
+CALIBRATED = STANDS_ALONE = True
 STATE = ".kv_cache"
 MARGIN = 1.25  # of 8 bits over the range that was seen: they have levels to spare, and what lies outside is clipped
 OUTLIER_ROUNDS = 3  # levels, then which elements they miss most, and again

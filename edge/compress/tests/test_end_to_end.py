@@ -4,6 +4,7 @@ import msgspec
 import pytest
 import torch
 
+from edge.compress import fine_tuning
 from edge.compress.methods import end_to_end
 from edge.compress.run import compress
 from edge.compress.trainable import trainable
@@ -71,7 +72,7 @@ def test_scales_alone_keep_the_codes(model, text, tmp_path):
 
 def test_a_killed_tuning_gives_the_same_bytes(model, text, tmp_path, monkeypatch):
     whole = run(model, text, TUNED.replace("steps = 30", "steps = 6"), tmp_path / "whole")
-    step = end_to_end._Tuning.step
+    step = fine_tuning.FineTuning.step
 
     def dies(self, number):
         if number == 4:
@@ -80,10 +81,10 @@ def test_a_killed_tuning_gives_the_same_bytes(model, text, tmp_path, monkeypatch
 
     recipe, output = TUNED.replace("steps = 30", "steps = 6"), tmp_path / "killed"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(end_to_end._Tuning, "step", dies)
+        patch.setattr(fine_tuning.FineTuning, "step", dies)
         run(model, text, recipe, output)
     numbers = []
-    monkeypatch.setattr(end_to_end._Tuning, "step", lambda self, n: (numbers.append(n), step(self, n))[1])
+    monkeypatch.setattr(fine_tuning.FineTuning, "step", lambda self, n: (numbers.append(n), step(self, n))[1])
     killed = run(model, text, recipe, output)
     assert numbers == [4, 5]
     for path in sorted(whole.glob("*.safetensors")):

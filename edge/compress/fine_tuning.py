@@ -1,0 +1,299 @@
+"""Fine-tuning of a whole model whose matrices are modules that make dense weights: the loop that methods share.
+
+Dense weights are made without a graph; once their gradients are known, matrix after matrix is made again with one and
+takes its own (Chen, Xu, Zhang, Guestrin: "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174): whatever
+a matrix saves for its gradient is in memory for one matrix at a time.
+
+The loss is next-token cross entropy on the text, the divergence KL(original || tuned) of the next token's distribution
+(Hinton, Vinyals, Dean: "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, at temperature 1), or a mix.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save
+from torch.func import functional_call
+
+from edge.compress.finish import Finished
+from edge.compress.self_generated import self_generated
+from edge.compress.trainable import Trainable
+from edge.core.console import info, progress
+from edge.core.errors import EdgeError, UsageError
+from edge.core.files import write_atomic
+from edge.core.weight import CompressedTensor, Dense
+from edge.models.torch_model import build_model, empty_model
+
+BETAS = 0.9, 0.95
+WARM_UP = 10
+NOTE_SECONDS, NOTE_SHARE = 1.0, 0.05  # at least this long between two progress notes, and at most this share for them
+
+
+class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """steps: of Adam, with `batch` windows of the calibration text in each.
+
+    learning_rate: of the shares by which scales, tables' entries and norms change. All rates rise over 10 steps and
+    fall as a cosine. distillation: the weight between 0 and 1 of the divergence from the original model; the rest is
+    next-token cross entropy. clip: the largest norm of the gradient by dense weights, 0 for none. generated: windows
+    that the original model writes itself, beside those of the text. save_minutes: a killed run repeats this much.
+    """
+
+    steps: int = 200
+    batch: int = 4
+    learning_rate: float = 1e-3
+    distillation: float = 1.0
+    clip: float = 0.0
+    generated: int = 0
+    save_minutes: float = 5.0
+    device: Literal["cpu", "cuda"] = "cpu"
+    arithmetic: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch) < 1 or min(self.learning_rate, self.generated, self.clip) < 0:
+            raise ValueError("`steps` and `batch` are at least 1, learning rates, `generated` and `clip` at least 0")
+        if not 0 <= self.distillation <= 1:
+            raise ValueError("`distillation` lies between 0 and 1")
+
+
+class FineTuning:
+    """The model in training, the original where the loss needs it, and Adam's state.
+
+    matrices: modules by the names of weights, each [rows, columns] however the checkpoint stores it. rates: learning
+    rates of parameters by the last part of their names; others have `training.learning_rate`.
+    """
+
+    def __init__(
+        self, finished: Finished, training: Training, matrices: Mapping[str, Trainable], rates: Mapping[str, float]
+    ) -> None:
+        if training.device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("tuning.device", "torch sees no CUDA device here", 'leave device = "cuda" out')
+        self.training, self.seed = training, finished.seed
+        spec, device = finished.checkpoint.spec, training.device
+        self.original = None
+        if training.distillation or training.generated:
+            self.original = build_model(finished.original).to(device)
+        self.windows = self._texts(finished).to(device)
+        self.model = empty_model(finished.checkpoint.config, spec)
+        self.tied, self.transposed = spec.tied_copies, spec.transposed
+        self.matrices = {name: matrix.to(device) for name, matrix in matrices.items()}
+        self.plain = {name: tensor.to(device) for name, tensor in finished.plain().items() if name not in matrices}
+        norms = {norm.name for layer in spec.layers for norm in (layer.input_norm, layer.mlp_norm)}
+        norms.add(spec.final_norm.name)
+        self.norm_gains = {
+            name: torch.ones_like(tensor, requires_grad=True)
+            for name, tensor in self.plain.items()
+            if name.removesuffix(".weight") in norms
+        }
+        for name, buffer in self.model.named_buffers():
+            self.plain.setdefault(name, buffer.to(device))
+        self.adam = torch.optim.Adam(list(self._groups(rates)), betas=BETAS, fused=device == "cuda")
+
+    def _texts(self, finished: Finished) -> torch.Tensor:
+        """Token ids [windows, tokens]."""
+        if not self.training.generated or self.original is None:
+            return finished.windows
+        state = finished.folder / ".generated.safetensors"
+        written = self_generated(self.original, finished.windows, self.training.generated, finished.seed, state)
+        return torch.cat([finished.windows, written])
+
+    def _groups(self, rates: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+        groups: dict[float, list[torch.Tensor]] = {}
+        for name, value in self._parameters().items():
+            rate = rates.get(name.rpartition(".")[2], self.training.learning_rate)
+            groups.setdefault(rate, []).append(value)
+        for rate, values in groups.items():
+            yield {"params": values, "rate": rate}
+
+    def _parameters(self) -> dict[str, torch.Tensor]:
+        found = {
+            f"{m}.{name}": value for m, matrix in self.matrices.items() for name, value in matrix.named_parameters()
+        }
+        return found | {f"{name}.norm_gains": value for name, value in self.norm_gains.items()}
+
+    def run(self, title: str, state: Path, note: Callable[[], str] = str) -> None:
+        """All steps that `state` doesn't have yet. note: what progress says beside loss and speed."""
+        training = self.training
+        step = self.load(state)
+        saved, progressing = time.monotonic(), _Progress(self.windows.shape[1] * training.batch, note)
+        with progress(title, training.steps) as tick:
+            tick(step)
+            while step < training.steps:
+                loss = self.step(step)
+                step += 1
+                progressing.done(loss, tick, last=step == training.steps)
+                if step == training.steps or time.monotonic() - saved > 60 * training.save_minutes:
+                    self.save(state, step)
+                    saved = time.monotonic()
+        if progressing.losses:
+            first, last = progressing.losses[0], progressing.losses[-1]
+            info(f"Loss on the calibration text: {first:.4f} nats at the first step, {last:.4f} at the last")
+
+    def step(self, number: int) -> torch.Tensor:
+        """One step of Adam; returns the loss in nats per token, on the device: nothing waits for it.
+
+        A CPU takes one window at a time: gradients by dense weights are summed before they go to the parameters.
+        """
+        windows, steps = self._batch(number), self.training.steps
+        for matrix in self.matrices.values():
+            matrix.advance(number / steps)
+        weights = self._dense()
+        trained = self._trained()
+        for name in trained:
+            weights[name].requires_grad_()
+        total = torch.zeros((), device=windows.device)
+        for some in self._parts(windows):
+            loss = self._loss(weights, some) * (len(some) / len(windows))
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        if self.training.clip:
+            torch.nn.utils.clip_grad_norm_([weights[name] for name in trained], self.training.clip)
+        for name in trained:
+            self._made(name).backward(weights[name].grad)  # type: ignore[no-untyped-call]
+            weights[name].grad = None
+        for group in self.adam.param_groups:
+            group["lr"] = group["rate"] * _rate(number, steps)
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        return total
+
+    @torch.no_grad()
+    def loss(self, number: int) -> float:
+        """Loss on the windows of a step, in nats per token, with the matrices as they are."""
+        windows, weights = self._batch(number), self._dense()
+        return sum(self._loss(weights, some).item() * len(some) / len(windows) for some in self._parts(windows))
+
+    def _parts(self, windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return windows.split(1 if self.training.device == "cpu" else len(windows))
+
+    def _batch(self, number: int) -> torch.Tensor:
+        """Windows [batch, tokens] of a step: the text in an order of its own each time through; same after a resume."""
+        count = len(self.windows)
+        chosen = []
+        for position in range(number * self.training.batch, (number + 1) * self.training.batch):
+            random = torch.Generator().manual_seed(self.seed * 1_000_003 + position // count)
+            chosen.append(self.windows[int(torch.randperm(count, generator=random)[position % count])])
+        return torch.stack(chosen)
+
+    def _trained(self) -> list[str]:
+        return [*self.norm_gains, *(n for n, matrix in self.matrices.items() if any(True for _ in matrix.parameters()))]
+
+    def _made(self, name: str) -> torch.Tensor:
+        """A weight as the checkpoint stores it, from what is trained."""
+        with torch.enable_grad():
+            if name in self.norm_gains:
+                return self.plain[name] * self.norm_gains[name]
+            dense: torch.Tensor = self.matrices[name]()
+            return dense.T if name in self.transposed else dense
+
+    @torch.no_grad()
+    def _dense(self) -> dict[str, torch.Tensor]:
+        """All weights of the model by name, without a graph."""
+        found = dict(self.plain)
+        for name, matrix in self.matrices.items():
+            dense = matrix()
+            found[name] = dense.T if name in self.transposed else dense
+        return found | {name: self.plain[name] * gains for name, gains in self.norm_gains.items()}
+
+    def _loss(self, weights: dict[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+        """Nats per token, for tokens [windows, length]."""
+        share = self.training.distillation
+        shared = {copy: weights[name] for copy, name in self.tied.items()}
+        call = {"input_ids": tokens, "use_cache": False}
+        with torch.autocast(self.training.device, torch.bfloat16, enabled=self.training.arithmetic == "bfloat16"):
+            logits = functional_call(self.model, weights | shared, (), call, tie_weights=False).logits
+            if share:
+                assert self.original is not None
+                with torch.no_grad():
+                    wanted = self.original(**call).logits.flatten(0, 1).float().log_softmax(-1)
+        loss = torch.zeros((), device=tokens.device)
+        if share:
+            answers = logits.flatten(0, 1).float().log_softmax(-1)
+            loss = share * F.kl_div(answers, wanted, log_target=True, reduction="batchmean")
+        if share < 1:
+            loss = loss + (1 - share) * F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+        return loss
+
+    @torch.no_grad()
+    def results(self) -> tuple[dict[str, CompressedTensor], dict[str, torch.Tensor]]:
+        """Compressed matrices and plain tensors, as `Finished.replace` takes them."""
+        compressed = {name: matrix.tensor() for name, matrix in self.matrices.items()}
+        plain = {name: (self.plain[name] * gains).cpu() for name, gains in self.norm_gains.items()}
+        for name in [name for name, tensor in compressed.items() if isinstance(tensor.encoding, Dense)]:
+            dense = torch.from_numpy(compressed.pop(name).dequantize())
+            plain[name] = dense.T if name in self.transposed else dense
+        return compressed, plain
+
+    def store(self, finished: Finished, state: Path) -> None:
+        """Write the model again, and remove what only an interrupted run needs."""
+        finished.replace(*self.results())
+        for left in (state, finished.folder / ".generated.safetensors"):
+            left.unlink(missing_ok=True)
+
+    def _carried(self) -> dict[str, torch.Tensor]:
+        """What matrices carry from step to step that is no parameter."""
+        return {f"{m}.{name}": value for m, matrix in self.matrices.items() for name, value in matrix.carried().items()}
+
+    def save(self, path: Path, step: int) -> None:
+        """Parameters, Adam's moments, and what matrices carry, after `step` steps."""
+        found = {"step": torch.tensor(step)} | {f"{name}:carried": value for name, value in self._carried().items()}
+        for name, value in self._parameters().items():
+            state = self.adam.state[value]
+            found |= {f"{name}:value": value.detach(), f"{name}:mean": state["exp_avg"]}
+            found |= {f"{name}:square": state["exp_avg_sq"], f"{name}:steps": state["step"]}
+        write_atomic(path, save({name: value.cpu().contiguous() for name, value in found.items()}))
+
+    def load(self, path: Path) -> int:
+        """Go on from what was saved; returns the steps that were done."""
+        if not path.is_file():
+            return 0
+        found = load_file(path)
+        for name, value in self._carried().items():
+            value.copy_(found[f"{name}:carried"])
+        for name, value in self._parameters().items():
+            value.data.copy_(found[f"{name}:value"])
+            moments = {"exp_avg": found[f"{name}:mean"], "exp_avg_sq": found[f"{name}:square"]}
+            moments["step"] = found[f"{name}:steps"]
+            # Adam's own count of steps lies on the CPU unless its kernels are fused.
+            self.adam.state[value] = {
+                key: moment if key == "step" and value.device.type == "cpu" else moment.to(value.device)
+                for key, moment in moments.items()
+            }
+        return int(found["step"])
+
+
+class _Progress:
+    """Says how training goes, about once a second: to read a loss is to wait for the device."""
+
+    def __init__(self, tokens: int, note: Callable[[], str]) -> None:
+        self.tokens, self.note = tokens, note
+        self.losses: list[float] = []
+        self.since, self.steps, self.pause = time.monotonic(), 0, 0.0
+
+    def done(self, loss: torch.Tensor, tick: Any, *, last: bool) -> None:
+        """One more step was taken."""
+        self.steps += 1
+        if self.losses and not last and time.monotonic() - self.since < self.pause:
+            return
+        value = loss.item()
+        if not math.isfinite(value):
+            raise EdgeError(
+                "tuning.diverged", "the loss is no longer finite", "lower the learning rates, or set `clip`"
+            )
+        self.losses.append(value)
+        now = time.monotonic()
+        speed = self.steps * self.tokens / (now - self.since)
+        extra = self.note()
+        tick(self.steps, ", ".join(part for part in (f"loss {value:.4f} nats", extra, f"{speed:.0f} tokens/s") if part))
+        self.since, self.steps = time.monotonic(), 0
+        self.pause = max(NOTE_SECONDS, (self.since - now) / NOTE_SHARE)
+
+
+def _rate(step: int, steps: int) -> float:
+    return min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
