@@ -61,7 +61,27 @@ def normalized(weight: torch.Tensor, encoding: Codebook) -> tuple[torch.Tensor, 
     else:
         low, high = groups.amin(-1), groups.amax(-1)
         scales = torch.where(high >= -low, high, low)
-    return weight / _nonzero(spread(scales, encoding, weight.shape[1])), scales
+    return divided(weight, scales, encoding), scales
+
+
+def divided(weight: torch.Tensor, scales: torch.Tensor, encoding: Codebook) -> torch.Tensor:
+    """Points [rows, columns] = weight / scales [rows, groups]; a scale of 0 counts as 1."""
+    return weight / _nonzero(spread(scales, encoding, weight.shape[1]))
+
+
+def fitted_scales(
+    weight: torch.Tensor,
+    values: torch.Tensor,
+    scales: torch.Tensor,
+    encoding: Codebook,
+    importance: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Scales [rows, groups] that lower sum(importance * (weight - scale * value)^2) most, by values [rows, columns] of
+    the tables; where these are all zero, those of before.
+    """
+    weighted = values if importance is None else values * importance
+    products, squares = (_grouped(weighted * x, encoding).sum(-1) for x in (weight, values))
+    return torch.where(squares > 0, products / _nonzero(squares), scales)
 
 
 def spread(scales: torch.Tensor, encoding: Codebook, columns: int) -> torch.Tensor:
@@ -168,11 +188,13 @@ def clustered_tensor(
     encoding: Codebook,
     *,
     weight: torch.Tensor | None = None,
+    importance: torch.Tensor | None = None,
 ) -> CompressedTensor:
     """What is stored: entries rounded to integers, the largest of all that share a scale to the type's largest value.
 
     scales float32 [rows, groups], tables [row_blocks, column_blocks, 2**bits, dim], codes [rows, columns / dim].
-    weight: the matrix [rows, columns]; if given, codes are chosen anew for what scales and entries were rounded to.
+    weight: the matrix [rows, columns]; if given, codes are chosen anew for what scales and entries were rounded to, as
+    `assign` does by `importance`.
     Raises `EdgeError` for a weight that is too large for a float16 scale.
     """
     rows, columns = len(scales), codes.shape[1] * encoding.dim
@@ -191,7 +213,7 @@ def clustered_tensor(
         hint = "leave the tensor out with a rule (exclude = true)"
         raise EdgeError("compress.range", f"{name}: a weight is too large for a float16 scale", hint)
     if weight is not None:
-        codes = assign(weight / _nonzero(spread(stored.float(), encoding, columns)), entries, encoding)
+        codes = assign(divided(weight, stored.float(), encoding), entries, encoding, importance)
     integer = torch.int8 if encoding.entry == "int8" else torch.int16
     parts = {"codes": codes.to(torch.uint8), "tables": entries.to(integer), "scales": stored}
     arrays = {part: values.cpu().contiguous().numpy() for part, values in parts.items()}
