@@ -87,5 +87,6 @@ def nearest_to_zero(centroids: torch.Tensor) -> torch.Tensor:
 def _means(weights: torch.Tensor, points: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     """Means [blocks, k, dim] of points by weights [blocks, n, k]; the centroid itself where nothing has a weight."""
     totals = weights.sum(1)[..., None]
-    means = weights.transpose(1, 2) @ points / totals.clamp(min=LEAST_ATTENTION)
+    # `sum` adds in pairs. A matrix product adds one by one: 30 times the error in gradients, through cold softmaxes.
+    means = (weights[..., None] * points[:, :, None]).sum(1) / totals.clamp(min=LEAST_ATTENTION)
     return torch.where(totals > LEAST_ATTENTION, means, centroids)
