@@ -1,0 +1,156 @@
+"""A matrix whose weights share the entries of tables, in training: latent weights, and where they go in their tables.
+
+Two ways lead from latent weights to the dense matrix. `soft`: each is a mixture of its table's entries, by an attention
+that anneals from a high temperature to a low one; entries are means of the latent weights and move with them (DKM,
+arXiv:2108.12659). Otherwise each is the nearest entry, which is at every moment what would be stored; the gradient by
+the entry goes straight through to the latent weight (Bengio, Léonard, Courville 2013, arXiv:1308.3432), and each entry
+gets the sum of its weights' gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from edge.compress.clustering.tables import LARGEST, blocked, spread, unblocked
+from edge.compress.straight_through import straight
+from edge.compress.trainable import Trainable
+from edge.core.weight import Codebook, CompressedTensor
+
+PRUNED = 0.05  # a matrix with this share of zeros, or more, was pruned
+SCORES_AT_ONCE = 1 << 24  # bounds the memory where vectors are assigned
+
+SoftAssign = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+"""`soft_assign(points, centroids, temperature, pinned_zero=...)` of `clustering.soft`, or what does the same."""
+
+
+class ClusteredMatrix(Trainable):
+    """A matrix [rows, columns]. Parameters: `points`, the latent weights in units of scale times largest entry; `gains`
+    multiply scales; `shifts` of entries in units of the largest, without `soft` only. Pruned weights stay zero.
+    """
+
+    def __init__(
+        self, tensor: CompressedTensor, weight: torch.Tensor, soft: SoftAssign | None, temperatures: tuple[float, float]
+    ) -> None:
+        """tensor: the clusters to begin with, a `Codebook`. weight: float32 [rows, columns] that they stand for.
+
+        temperatures: of `soft`, at the first step and at the last, in units of squared points.
+        """
+        super().__init__(tensor)
+        self.book: Codebook = tensor.encoding  # type: ignore[assignment]
+        self.soft, self.temperatures, self.temperature = soft, temperatures, temperatures[0]
+        self.top = LARGEST[self.book.entry]
+        self.hard = soft is None
+        scales = torch.from_numpy(tensor.parts["scales"]).float()
+        tables = torch.from_numpy(tensor.parts["tables"]).float().flatten(0, 1)  # [blocks, entries, dim]
+        reach = spread(torch.where(scales == 0, 1, scales) * self.top, self.book, weight.shape[1])
+        self.points = nn.Parameter(weight / reach)
+        self.gains = nn.Parameter(torch.ones_like(scales))
+        if self.hard:
+            self.shifts = nn.Parameter(torch.zeros_like(tables))
+        self.register_buffer("scales", scales)
+        self.register_buffer("tables", tables / self.top)
+        kept = weight != 0
+        pruned = kept.float().mean() <= 1 - PRUNED
+        self.register_buffer("kept", kept if pruned else None)
+        self.register_buffer("zero", _nearest_to_zero(tables) if pruned else None)
+        self.register_buffer("first_codes", None)
+        self.first_codes = self.codes()
+
+    def advance(self, done: float) -> None:
+        """Temperatures fall as a geometric series."""
+        first, last = self.temperatures
+        self.temperature = first * (last / first) ** done
+
+    def carried(self) -> dict[str, torch.Tensor]:
+        return {} if self.soft is None else {"tables": self.tables}
+
+    def forward(self) -> torch.Tensor:
+        blocks = blocked(self.points, self.book)
+        if self.hard:
+            values = _Nearest.apply(blocks, self._entries())
+        else:
+            assert self.soft is not None
+            values, moved = self.soft(blocks, self.tables.clone(), self.temperature, pinned_zero=self.zero is not None)
+            if torch.is_grad_enabled():
+                self.tables.copy_(moved)
+        dense = unblocked(values, self.book, *self.shape) * spread(self._scales() * self.top, self.book, self.shape[1])
+        return dense if self.kept is None else dense * self.kept
+
+    def _scales(self) -> torch.Tensor:
+        exact = self.scales * self.gains
+        return straight(exact, exact.detach().half().float())
+
+    def _entries(self) -> torch.Tensor:
+        """Entries [blocks, entries, dim] as integers of their type, in units of the largest."""
+        exact = self.tables if self.soft is not None else self.tables + self.shifts
+        if self.zero is not None:
+            exact = exact.masked_fill(self.zero, 0)
+        return straight(exact, (exact.detach() * self.top).round().clamp_(-self.top, self.top) / self.top)
+
+    @torch.no_grad()
+    def codes(self) -> torch.Tensor:
+        """Nearest entries now, uint8 [blocks, n]; the zero where weights are pruned."""
+        codes = _codes(blocked(self.points, self.book), self._entries())
+        if self.kept is None:
+            return codes
+        zero = self.zero.squeeze(2).int().argmax(1, keepdim=True).to(torch.uint8)
+        return torch.where(blocked(self.kept.to(torch.uint8), self.book).any(2), codes, zero)
+
+    def moved(self) -> torch.Tensor:
+        """How many weights are in another cluster than at first."""
+        return (self.codes() != self.first_codes).sum() * self.book.dim
+
+    @torch.no_grad()
+    def tensor(self) -> CompressedTensor:
+        rows, columns = self.shape
+        down = -(-rows // (self.book.table_rows or rows))
+        entries = (self._entries() * self.top).round()
+        parts = {
+            "codes": unblocked(self.codes()[..., None], self.book, rows, columns),
+            "tables": entries.view(down, -1, *entries.shape[1:]).to(getattr(torch, self.book.entry)),
+            "scales": self._scales().half(),
+        }
+        arrays = {part: values.cpu().contiguous().numpy() for part, values in parts.items()}
+        return CompressedTensor(self.name, self.shape, self.encoding, arrays)
+
+
+class _Nearest(torch.autograd.Function):
+    """Points [blocks, n, dim] and entries [blocks, k, dim] to the nearest entries [blocks, n, dim]."""
+
+    @staticmethod
+    def forward(ctx: Any, points: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
+        codes = _codes(points, entries)
+        ctx.save_for_backward(codes)
+        ctx.entries = entries.shape[1]
+        return entries.gather(1, codes.long()[..., None].expand(-1, -1, entries.shape[2]))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        (codes,) = ctx.saved_tensors
+        # Sums by masks: thousands of weights to an entry would queue up for its address in a scatter.
+        sums = [(gradient * (codes == entry)[..., None]).sum(1) for entry in range(ctx.entries)]
+        return gradient, torch.stack(sums, 1)
+
+
+def _codes(points: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
+    """Nearest entries uint8 [blocks, n]."""
+    if points.shape[2] == 1:
+        rising, order = entries[..., 0].sort(1)
+        borders = (rising[:, 1:] + rising[:, :-1]) / 2
+        places = torch.searchsorted(borders, points[..., 0].contiguous(), out_int32=True)
+        return order.to(torch.uint8).gather(1, places.long())
+    norms = entries.square().sum(2)[:, None] / 2
+    turned = entries.transpose(1, 2)
+    step = max(1, SCORES_AT_ONCE // (len(points) * entries.shape[1]))
+    parts = [(some @ turned - norms).argmax(2).to(torch.uint8) for some in points.split(step, 1)]
+    return torch.cat(parts, 1)
+
+
+def _nearest_to_zero(tables: torch.Tensor) -> torch.Tensor:
+    """Which entry [blocks, entries, 1] of each block is next to zero: one True a block."""
+    chosen = tables.square().sum(2, keepdim=True).argmin(1, keepdim=True)
+    return torch.zeros_like(tables[..., :1], dtype=torch.bool).scatter_(1, chosen, True)

@@ -1,0 +1,37 @@
+"""eDKM: `dkm` with a fraction of its memory.
+
+Cho, Alizadeh-Vahid, Fu, Adya, Rastegari and others: "eDKM: An Efficient and Accurate Train-time Weight Clustering for
+Large Language Models", 2023, arXiv:2309.00964. Soft assignment works on weights of 16 bits: equal ones have equal rows
+in the attention map, of which there are 65,536 at most. Tables of vectors (`dim` 2) need `dkm`, or hard assignment.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from edge.compress.cluster_training import ClusterTraining, first_clusters, train_clusters
+from edge.compress.clustering.uniquify import soft_assign_unique
+from edge.compress.finish import Finished
+from edge.compress.method import Inputs
+from edge.core.weight import CompressedTensor
+
+CALIBRATED, TRAINED = False, True
+
+
+class Options(ClusterTraining, frozen=True, forbid_unknown_fields=True):
+    """As in dkm."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dim > 1 and self.assignment == "soft":
+            raise ValueError('soft assignment of 16-bit weights is for dim 1: use dkm, or assignment = "hard"')
+
+
+def compress(name: str, weight: torch.Tensor, options: Options, inputs: Inputs | None = None) -> CompressedTensor:
+    """The clusters to begin with, of a float32 matrix [rows, columns]; `inputs` is not used."""
+    return first_clusters(name, weight, options)
+
+
+def finish(finished: Finished, options: Options) -> None:
+    """Train the model and write it again."""
+    train_clusters(finished, options, soft_assign_unique)
