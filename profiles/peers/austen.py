@@ -18,17 +18,29 @@ from edge.core.files import write_atomic
 PACKAGE = "r-cran-janeaustenr"
 DATA = "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
 STRING_VECTOR, STRING = 16, 9
+HELD_OUT = "NORTHANGER ABBEY"
+TRAINING = ["SENSE AND SENSIBILITY", "PRIDE AND PREJUDICE", "MANSFIELD PARK", "EMMA", "Persuasion"]
 
 
 def northanger_abbey(cache: Path) -> Path:
-    """The novel as UTF-8 text, fetched with apt on first use."""
-    path = cache / "northanger-abbey.txt"
+    """The novel that evaluates, as UTF-8 text, fetched with apt on first use."""
+    return _cached(cache / "northanger-abbey.txt", [HELD_OUT])
+
+
+def training_novels(cache: Path) -> Path:
+    """The five others as one UTF-8 text, fetched with apt on first use."""
+    return _cached(cache / "training-novels.txt", TRAINING)
+
+
+def _cached(path: Path, titles: list[str]) -> Path:
     if not path.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        novels = [text for text in _novels(_data()) if text.startswith("NORTHANGER ABBEY")]
-        if not novels:
-            raise EdgeError("austen.format", f"{PACKAGE} holds no NORTHANGER ABBEY", "its format may have changed")
-        write_atomic(path, novels[0].encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        novels = list(_novels(_data()))
+        chosen = [text for title in titles for text in novels if text.startswith(title)]
+        if len(chosen) != len(titles):
+            message = f"{PACKAGE} does not hold each of {', '.join(titles)} once"
+            raise EdgeError("austen.format", message, "its format may have changed")
+        write_atomic(path, "\n\n".join(chosen).encode())
     return path
 
 
@@ -39,7 +51,7 @@ def _data() -> bytes:
             package = next(Path(folder).glob("*.deb"))
             subprocess.run(["dpkg", "-x", str(package), folder], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError, StopIteration) as error:
-            hint = "on a machine without apt, put the text at northanger-abbey.txt in the cache folder"
+            hint = "on a machine without apt, put northanger-abbey.txt and training-novels.txt into the cache folder"
             raise EdgeError("austen.fetch", f"can't fetch Debian's {PACKAGE}", hint) from error
         return (Path(folder) / DATA).read_bytes()
 
