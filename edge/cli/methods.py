@@ -7,7 +7,7 @@ def command(json: Json = False) -> None:
     """List the compression methods and the options they take."""
     import msgspec
 
-    from edge.compress.method import load_method
+    from edge.compress.method import load_method, reads_text
     from edge.core.plugins import METHODS
 
     rows = []
@@ -15,7 +15,7 @@ def command(json: Json = False) -> None:
         method = load_method(name)
         options = {field.name: field.default for field in msgspec.structs.fields(method.Options)}
         summary = (method.__doc__ or "").strip().splitlines()[0]
-        row = {"name": name, "calibrated": method.CALIBRATED, "options": options, "summary": summary}
+        row = {"name": name, "calibrated": reads_text(method), "options": options, "summary": summary}
         rows.append({**row, "takes_tensors": any(hasattr(method, f) for f in ("compress", "plan_steps"))})
     if json:
         print_json(rows)

@@ -55,7 +55,7 @@ class ClusterTraining(ClusterOptions, frozen=True, forbid_unknown_fields=True):
 def first_clusters(name: str, weight: torch.Tensor, options: ClusterTraining) -> CompressedTensor:
     """Clusters of a float32 matrix [rows, columns] by k-means."""
     fields = {field: getattr(options, field) for field in ClusterOptions.__struct_fields__}
-    return kmeans.compress(name, weight, kmeans.Options(**fields))
+    return kmeans.compress(name, weight, kmeans.Options(**fields, rounds=1))
 
 
 def train_clusters(finished: Finished, options: ClusterTraining, soft_assign: SoftAssign) -> None:

@@ -89,7 +89,7 @@ class Method(Protocol):
     STANDS_ALONE: bool
     """Whether a recipe may have this step alone though it compresses no matrix. May be missing: no."""
     TRAINED: bool
-    """Whether it needs text to finish, though not to compress. May be missing: as `CALIBRATED`."""
+    """Whether it trains the whole model on text to finish. May be missing: no."""
     CHOOSES_ENCODING: bool
     """Whether the encoding depends on the matrix: `options.encoding` is not the last word. May be missing: no."""
 
@@ -145,7 +145,12 @@ class Plan:
 
     @property
     def needs_text(self) -> bool:
-        return self.calibrated or any(getattr(method, "TRAINED", method.CALIBRATED) for _, method, _ in self.finishing)
+        return self.calibrated or any(reads_text(method) for _, method, _ in self.finishing)
+
+
+def reads_text(method: Method) -> bool:
+    """Whether a recipe with the method needs calibration text."""
+    return method.CALIBRATED or getattr(method, "TRAINED", False)
 
 
 @cache  # asked for every tensor, and the list of installed packages is read each time

@@ -87,29 +87,34 @@ class Job:
         self.checkpoint.save_tokenizer(folder)
         windows = None
         if self.text is not None:
-            context = self.checkpoint.spec.context_length
-            windows = token_windows(self.text.text, folder, self.recipe.calibration, context)
+            windows = self._windows(self.text, folder, self.recipe.calibration.samples)
             self._carry_out_planning(folder, windows)
         with progress(f"Compressing to {self.recipe.name}", len(self.units)) as tick:
             if windows is None or not self.plan.calibrated:
                 self._run_plain(partial, tick)
             else:
                 LayerwiseRun(self, partial, windows).run(tick)
-        if windows is not None:
-            self._finish(partial, windows)
+        if self.text is not None and windows is not None:
+            self._finish(partial, self.text, windows)
         formats = partial.cache_formats()
         self._write_config(folder, partial.close(), formats)
         (folder / PLAN).unlink(missing_ok=True)
 
-    def _finish(self, partial: PartialModel, windows: torch.Tensor) -> None:
+    def _windows(self, text: CalibrationText, folder: Path, samples: int) -> torch.Tensor:
+        calibration = msgspec.structs.replace(self.recipe.calibration, samples=samples)
+        return token_windows(text.text, folder, calibration, self.checkpoint.spec.context_length)
+
+    def _finish(self, partial: PartialModel, text: CalibrationText, windows: torch.Tensor) -> None:
         """What follows once all units are there, step by step; a step that is done leaves a mark."""
+        many = self.recipe.calibration.training_samples
         marks = {index: partial.folder / f".finished-{index}" for index, _, _ in self.plan.finishing}
         for index, method, options in self.plan.finishing:
             if marks[index].is_file():
                 continue
             own = {name: task.options for name, task in self.plan.tasks.items() if task.resolved.step == index}
             seed, folder = self.recipe.seed, partial.folder
-            finished = Finished(self.checkpoint, self.original, windows, folder, seed, own, self, partial)
+            seen = self._windows(text, folder, many) if many and getattr(method, "TRAINED", False) else windows
+            finished = Finished(self.checkpoint, self.original, seen, folder, seed, own, self, partial)
             method.finish(finished, options)
             marks[index].touch()
         for mark in marks.values():

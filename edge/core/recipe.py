@@ -61,10 +61,14 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Text that calibrated methods see: `samples` windows of `sequence_length` tokens, spread evenly over the file."""
+    """Text that calibrated methods see: `samples` windows of `sequence_length` tokens, spread evenly over the file.
+
+    training_samples: windows that methods see which train the whole model; by default as many.
+    """
 
     text: str | None = None
     samples: int = 64
+    training_samples: int | None = None
     sequence_length: int = 512
 
 

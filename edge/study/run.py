@@ -100,11 +100,11 @@ def _versions() -> list[tuple[str, str]]:
 
 
 def _refuse_uncalibrated(cells: Sequence[Cell], settings: Settings) -> None:
-    from edge.compress.method import load_method
+    from edge.compress.method import load_method, reads_text
 
     def calibrated(cell: Cell) -> bool:
         steps = cell.recipe.steps if cell.recipe else []
-        return cell.kind == "peer" or any(load_method(step.method).CALIBRATED for step in steps)
+        return cell.kind == "peer" or any(reads_text(load_method(step.method)) for step in steps)
 
     needing = [cell.label for cell in cells if calibrated(cell)]
     if needing and settings.calibration_text is None:

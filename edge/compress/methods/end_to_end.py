@@ -17,7 +17,7 @@ from edge.compress.fine_tuning import FineTuning, Training
 from edge.compress.finish import Finished
 from edge.compress.trainable import trainable
 
-CALIBRATED = True
+CALIBRATED = TRAINED = True
 STATE = ".end-to-end.safetensors"
 
 

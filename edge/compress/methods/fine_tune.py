@@ -11,7 +11,7 @@ from edge.compress.fine_tuning import FineTuning, Training
 from edge.compress.finish import Finished
 from edge.compress.trainable import Trainable, TrainableDense, trainable
 
-CALIBRATED = STANDS_ALONE = True
+CALIBRATED = TRAINED = STANDS_ALONE = True
 STATE = ".fine-tune.safetensors"
 
 
