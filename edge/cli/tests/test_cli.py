@@ -53,7 +53,11 @@ def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
     tiny_model("llama", folder / "model")
     (folder / "text.txt").write_text(TEXT)
-    assert edge("compress", folder / "model", "-r", "int4", "-o", folder / "small").returncode == 0
+    compressed = edge("compress", folder / "model", "-r", "int4", "-o", folder / "small", "--json")
+    assert compressed.returncode == 0
+    (row,) = json.loads(compressed.stdout)["encodings"]
+    assert row["encoding"] == "affine4g32z"
+    assert 4.5 < 8 * row["stored_bytes"] / row["weights"] < 4.7
     exported = edge("export", folder / "small", "-o", folder / "bundle", "--json")
     assert exported.returncode == 0, exported.stderr
     assert json.loads(exported.stdout)["manifest"]["gates"]["codes_equal"] is True
