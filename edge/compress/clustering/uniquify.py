@@ -92,7 +92,7 @@ def _slopes(
     settings: tuple,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """For each row the derivative of its mixture by its value, and the loss's derivative by one point's pull on
-    the centroids, both [blocks, rows, 1]. gradients: arriving at each row, summed over its points.
+    the centroids, both float32 [blocks, rows, 1]. gradients: arriving at each row, summed over its points.
     """
     temperature, pinned = settings[0], nearest_to_zero(centroids) if settings[-1] else None
     values = _values(patterns, points)
@@ -102,7 +102,7 @@ def _slopes(
         mixture = attend(mixing, before, temperature, pinned) @ after
         (shared,) = torch.autograd.grad(mixture, pulling, gradients, retain_graph=True)
         (own,) = torch.autograd.grad(mixture, mixing, torch.ones_like(mixture))
-    return own, shared / counts.clamp(min=1)
+    return own.float(), (shared / counts.clamp(min=1)).float()
 
 
 def _distinct(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
