@@ -1,10 +1,12 @@
 """What a compression method is: a module of `edge.compress.methods` with options and mathematics.
 
-A module may have six functions, each of which makes it part of the pipeline at its own place:
+A module may have seven functions, each of which makes it part of the pipeline at its own place:
 
 - `plan_steps(request)`: takes tensors like a method that compresses, and says which steps do that (`planning.py`).
 - `rewrite(checkpoint, options, seed)`: another checkpoint of the same function, whose tensors are computed as they are
   read: for changes that span the model.
+- `rewrite_matrices(checkpoint, options)`: the same by matrices, which rules choose; the function may change. For a
+  module that compresses as well, and a step of which `compresses(options)` says that it doesn't.
 - `prepare(block, options)`: changes the float weights of a decoder layer without changing its function, before anything
   in it is compressed. A module with nothing else is a preparation: its step takes no tensors from later steps.
 - `compress_block(block, options)`: compresses matrices of a decoder layer together.
@@ -25,7 +27,7 @@ import torch
 
 from edge.core.errors import UsageError
 from edge.core.plugins import METHODS
-from edge.core.recipe import ModuleKind, Recipe, Resolved, check_options
+from edge.core.recipe import ModuleKind, Recipe, Resolved, Step, check_options
 from edge.core.weight import Affine, CompressedTensor, Grid
 
 if TYPE_CHECKING:
@@ -102,6 +104,12 @@ class Method(Protocol):
     def rewrite(self, checkpoint: Checkpoint, options: Any, seed: int) -> Checkpoint:
         """The same function by other weights, for the whole model. May be missing."""
 
+    def compresses(self, options: Mapping[str, Any]) -> bool:
+        """Whether a step with these options takes tensors. May be missing: yes, if the method compresses."""
+
+    def rewrite_matrices(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> Checkpoint:
+        """The model with other values for the matrices named in `options`. May be missing."""
+
     def finish(self, finished: Finished, options: Any) -> None:
         """Change the compressed model as a whole. May be missing."""
 
@@ -165,7 +173,7 @@ def plan(recipe: Recipe, tensors: list[tuple[str, ModuleKind]], *, tied: bool = 
     tied: the embedding is the head as well.
     """
     methods = [load_method(step.method) for step in recipe.steps]
-    takes = [i for i, method in enumerate(methods) if hasattr(method, "compress") or hasattr(method, "plan_steps")]
+    takes = [i for i, step in enumerate(recipe.steps) if _takes_tensors(step)]
     if sum(hasattr(method, "plan_steps") for method in methods) > 1:
         hint = "leave tensors to other steps by rules of the one, or give them other choices there"
         raise UsageError(
@@ -185,6 +193,12 @@ def plan(recipe: Recipe, tensors: list[tuple[str, ModuleKind]], *, tied: bool = 
     return Plan(tasks, tuple(preparations), tuple(_finishing(recipe, methods)))
 
 
+def _takes_tensors(step: Step) -> bool:
+    method = load_method(step.method)
+    compresses = hasattr(method, "compress") and (not hasattr(method, "compresses") or method.compresses(step.options))
+    return compresses or hasattr(method, "plan_steps")
+
+
 def _finishing(recipe: Recipe, methods: list[Method]) -> Iterator[tuple[int, Method, Any]]:
     """Steps that change the finished model. Raises `UsageError` for one that another kind of step follows."""
     for index, (step, method) in enumerate(zip(recipe.steps, methods, strict=True)):
@@ -202,16 +216,22 @@ def _finishing(recipe: Recipe, methods: list[Method]) -> Iterator[tuple[int, Met
 def rewritten(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
     """What the recipe's first steps make of the whole model. Raises `UsageError` for such a step that comes later."""
     others = 0
-    for step in recipe.steps:
+    for index, step in enumerate(recipe.steps):
         method = load_method(step.method)
-        if not hasattr(method, "rewrite"):
+        by_matrix = hasattr(method, "rewrite_matrices") and not _takes_tensors(step)
+        if not by_matrix and not hasattr(method, "rewrite"):
             others += 1
             continue
         origin = f"{recipe.name}: {step.method}"
-        if others or step.rules:
+        if others or (step.rules and not by_matrix):
             message = f"{origin} changes the whole model, before any other step"
-            raise UsageError("recipe.rewrite", message, "put it first, without rules")
-        checkpoint = method.rewrite(checkpoint, check_options(step.options, method.Options, origin), recipe.seed)
+            hint = "put it first" if by_matrix else "put it first, without rules"
+            raise UsageError("recipe.rewrite", message, hint)
+        if by_matrix:
+            tasks = _tasks(recipe, checkpoint.spec.matrices(), [index], tied=True)
+            checkpoint = method.rewrite_matrices(checkpoint, {name: task.options for name, task in tasks.items()})
+        else:
+            checkpoint = method.rewrite(checkpoint, check_options(step.options, method.Options, origin), recipe.seed)
     return checkpoint
 
 
