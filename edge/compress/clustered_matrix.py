@@ -71,13 +71,14 @@ class ClusteredMatrix(Trainable):
     def forward(self) -> torch.Tensor:
         blocks = blocked(self.points, self.book)
         if self.hard:
-            values = _Nearest.apply(blocks, self._entries())
+            values = _Nearest.apply(blocks, self._entries(), self.top)
         else:
             assert self.soft is not None
             values, moved = self.soft(blocks, self.tables.clone(), self.temperature, pinned_zero=self.zero is not None)
             if torch.is_grad_enabled():
                 self.tables.copy_(moved)
-        dense = unblocked(values, self.book, *self.shape) * spread(self._scales() * self.top, self.book, self.shape[1])
+            values = values * self.top
+        dense = unblocked(values, self.book, *self.shape) * spread(self._scales(), self.book, self.shape[1])
         return dense if self.kept is None else dense * self.kept
 
     def _scales(self) -> torch.Tensor:
@@ -85,20 +86,21 @@ class ClusteredMatrix(Trainable):
         return straight(exact, exact.detach().half().float())
 
     def _entries(self) -> torch.Tensor:
-        """Entries [blocks, entries, dim] as integers of their type, in units of the largest."""
+        """Entries [blocks, entries, dim], integers of their type."""
         exact = self.tables if self.soft is not None else self.tables + self.shifts
         if self.zero is not None:
             exact = exact.masked_fill(self.zero, 0)
-        return straight(exact, (exact.detach() * self.top).round().clamp_(-self.top, self.top) / self.top)
+        exact = exact * self.top
+        return straight(exact, exact.detach().round().clamp_(-self.top, self.top))
 
     @torch.no_grad()
     def codes(self) -> torch.Tensor:
         """Nearest entries now, uint8 [blocks, n]; the zero where weights are pruned."""
-        codes = _codes(blocked(self.points, self.book), self._entries())
+        codes = _codes(blocked(self.points, self.book), self._entries() / self.top)
         if self.kept is None:
             return codes
         zero = self.zero.squeeze(2).int().argmax(1, keepdim=True).to(torch.uint8)
-        return torch.where(blocked(self.kept.to(torch.uint8), self.book).any(2), codes, zero)
+        return torch.where((blocked(self.kept.to(torch.uint8), self.book) != 0).any(2), codes, zero)
 
     def moved(self) -> torch.Tensor:
         """How many weights are in another cluster than at first."""
@@ -108,7 +110,7 @@ class ClusteredMatrix(Trainable):
     def tensor(self) -> CompressedTensor:
         rows, columns = self.shape
         down = -(-rows // (self.book.table_rows or rows))
-        entries = (self._entries() * self.top).round()
+        entries = self._entries()
         parts = {
             "codes": unblocked(self.codes()[..., None], self.book, rows, columns),
             "tables": entries.view(down, -1, *entries.shape[1:]).to(getattr(torch, self.book.entry)),
@@ -119,21 +121,21 @@ class ClusteredMatrix(Trainable):
 
 
 class _Nearest(torch.autograd.Function):
-    """Points [blocks, n, dim] and entries [blocks, k, dim] to the nearest entries [blocks, n, dim]."""
+    """Points [blocks, n, dim] to the nearest of entries [blocks, k, dim], whose unit is 1 / top of that of points."""
 
     @staticmethod
-    def forward(ctx: Any, points: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
-        codes = _codes(points, entries)
+    def forward(ctx: Any, points: torch.Tensor, entries: torch.Tensor, top: int) -> torch.Tensor:
+        codes = _codes(points, entries / top)
         ctx.save_for_backward(codes)
-        ctx.entries = entries.shape[1]
+        ctx.entries, ctx.top = entries.shape[1], top
         return entries.gather(1, codes.long()[..., None].expand(-1, -1, entries.shape[2]))
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         (codes,) = ctx.saved_tensors
         # Sums by masks: thousands of weights to an entry would queue up for its address in a scatter.
         sums = [(gradient * (codes == entry)[..., None]).sum(1) for entry in range(ctx.entries)]
-        return gradient, torch.stack(sums, 1)
+        return gradient * ctx.top, torch.stack(sums, 1), None
 
 
 def _codes(points: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,199 @@
+"""Clusters that are trained: better than k-means alone, what is trained is what is stored, and zeros stay zero."""
+
+import numpy as np
+import pytest
+import torch
+
+from edge.compress import fine_tuning
+from edge.compress.cluster_training import ClusterTraining
+from edge.compress.clustered_matrix import ClusteredMatrix
+from edge.compress.clustering.soft import soft_assign
+from edge.compress.methods import dkm, kmeans
+from edge.compress.run import compress
+from edge.core.errors import UsageError
+from edge.core.recipe import parse_recipe
+from edge.models.checkpoint import open_checkpoint
+from edge.models.testing import tiny_model
+from edge.models.tokenizer import tokenizer_of
+from edge.models.torch_model import build_model
+
+TEXT = "".join(f"Line {i}: the quick brown fox jumps over {i * i} lazy dogs.\n" for i in range(40))
+HEAD = """
+schema = 1
+activations = "f32"
+[calibration]
+samples = 2
+training_samples = 12
+sequence_length = 32
+"""
+QUICK = "steps = 12, batch = 4, save_minutes = 0.0, weight_rate = 0.01, learning_rate = 0.01"
+KEEP_EMBEDDING = '[{module = "embedding", exclude = true}]'
+
+
+def step(method, options, rules="[]"):
+    return f'[[steps]]\nmethod = "{method}"\noptions = {{{options}}}\nrules = {rules}\n'
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "training.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def run(model, text, steps, output):
+    return compress(model, parse_recipe(HEAD + steps, "test"), output, calibration_text=text)
+
+
+def loss(folder):
+    tokens = torch.tensor(tokenizer_of(folder)(TEXT)["input_ids"])[None, :128]
+    logits = build_model(open_checkpoint(folder))(tokens).logits
+    return torch.nn.functional.cross_entropy(logits[0, :-1], tokens[0, 1:]).item()
+
+
+@pytest.mark.parametrize("training", ['assignment = "soft"', 'assignment = "hard"'])
+@pytest.mark.parametrize("method", ["dkm", "edkm"])
+def test_training_beats_kmeans_at_the_same_size(method, training, model, text, tmp_path):
+    rules = '[{module = "embedding", options = {bits = 4}}]'
+    plain = run(model, text, step("kmeans", "bits = 2", rules), tmp_path / "plain")
+    settings = f"bits = 2, distillation = 0.0, {training}, {QUICK}"
+    tuned = run(model, text, step(method, settings, rules), tmp_path / "tuned")
+    assert loss(tuned) < loss(plain) - 0.1
+    first, second = open_checkpoint(plain), open_checkpoint(tuned)
+    assert first.encodings == second.encodings and first.stored_bytes == second.stored_bytes
+    assert not [path for path in tuned.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("method", ["edkm", "fine-tune"])
+def test_a_killed_training_gives_the_same_bytes(method, model, text, tmp_path, monkeypatch):
+    steps = step(method, QUICK.replace("12", "5"))
+    whole = run(model, text, steps, tmp_path / "whole")
+    take = fine_tuning.FineTuning.step
+
+    def dies(self, number):
+        if number == 3:
+            raise KeyboardInterrupt
+        return take(self, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fine_tuning.FineTuning, "step", dies)
+        run(model, text, steps, tmp_path / "killed")
+    killed = run(model, text, steps, tmp_path / "killed")
+    for path in sorted(whole.glob("*.safetensors")):
+        assert path.read_bytes() == (killed / path.name).read_bytes()
+
+
+SETTINGS = [
+    {"bits": 3, "table_rows": 8},
+    {"bits": 4, "scale": "group", "group_size": 64, "table_columns": 128},
+    {"bits": 3, "dim": 2, "table_rows": 16},
+]
+
+
+@pytest.mark.parametrize("soft", [soft_assign, None])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_what_is_evaluated_is_what_is_stored(settings, soft):
+    weight = torch.randn(20, 192, generator=torch.Generator().manual_seed(0))
+    weight[:, :40] = 0
+    start = kmeans.compress("m", weight, kmeans.Options(**settings))
+    matrix = ClusteredMatrix(start, weight, soft, (1e-2, 1e-4))
+    matrix.advance(0.5)
+    wanted = torch.randn(20, 192, generator=torch.Generator().manual_seed(1))
+    adam = torch.optim.Adam(matrix.parameters(), lr=0.02)
+    for _ in range(10):
+        (matrix() - wanted).square().mean().backward()
+        adam.step()
+        adam.zero_grad()
+    assert matrix.moved() > 0
+    matrix.hard = True
+    stored = matrix.tensor()
+    assert stored.encoding == start.encoding
+    np.testing.assert_array_equal(matrix().detach().numpy(), stored.dequantize())
+    assert (stored.dequantize()[:, :40] == 0).all()
+
+
+def test_soft_and_hard_agree_when_the_temperature_has_fallen():
+    weight = torch.randn(16, 128, generator=torch.Generator().manual_seed(0))
+    matrix = ClusteredMatrix(kmeans.compress("m", weight, kmeans.Options(bits=3)), weight, soft_assign, (1e-2, 1e-5))
+    distances = []
+    for done in (0.0, 1.0):
+        matrix.advance(done)
+        matrix.hard = False
+        soft = [matrix() for _ in range(9)][-1]  # the entries settle
+        matrix.hard = True
+        distances.append((soft - matrix()).square().mean().item())
+    assert distances[1] < 1e-2 * distances[0]
+
+
+@pytest.mark.parametrize("pattern", ["16x8", "unstructured"])
+@pytest.mark.parametrize(
+    "later", [("kmeans", "bits = 3"), ("edkm", f"bits = 3, {QUICK}"), ("fine-tune", QUICK), ("rtn", "bits = 4")]
+)
+def test_pruned_weights_stay_zero(pattern, later, model, text, tmp_path):
+    prune = step("magnitude", f'bits = 0, share = 0.6, pattern = "{pattern}"', KEEP_EMBEDDING)
+    folder = run(model, text, prune + step(*later), tmp_path / "out")
+    before, after = open_checkpoint(model), open_checkpoint(folder)
+    for name, kind in before.spec.matrices():
+        weight, now = (torch.from_numpy(c.matrix(name).dequantize()) for c in (before, after))
+        zero = now == 0
+        assert kind != "linear" or zero.float().mean() > 0.59
+        assert kind != "embedding" or zero.float().mean() < 0.3
+        if kind == "linear" and pattern == "unstructured":
+            smallest = weight.abs() <= weight.abs().flatten().kthvalue(round(0.6 * weight.numel())).values
+            assert zero[smallest].all()
+
+
+def test_magnitude_alone_stores_blocks_that_kernels_skip(model, text, tmp_path):
+    folder = run(model, text, step("magnitude", "share = 0.5, bits = 4", KEEP_EMBEDDING), tmp_path / "out")
+    before, after = open_checkpoint(model), open_checkpoint(folder)
+    name = next(name for name, kind in before.spec.matrices() if kind == "linear")
+    tensor, weight = after.matrix(name), before.matrix(name).dequantize()
+    blocks = weight.reshape(weight.shape[0] // 16, 16, weight.shape[1] // 8, 8)
+    energy = np.square(blocks).sum((1, 3))
+    kept = tensor.parts["mask"].astype(bool)
+    assert str(tensor.encoding) == "sparse4-16x8g64" and kept.mean() == 0.5
+    assert energy[kept].min() >= energy[~kept].max()
+    pruned = np.where(tensor.encoding.kept(tensor.parts), weight, 0)
+    assert np.abs(tensor.dequantize() - pruned).max() < np.abs(weight).max() / 7
+
+
+def test_wrong_uses_are_refused(model, text, tmp_path):
+    def refused(steps, match):
+        with pytest.raises(UsageError, match=match):
+            run(model, text, steps, tmp_path / "out")
+
+    refused(step("edkm", "bits = 3, dim = 2"), "use dkm")
+    refused(step("dkm", "bits = 5"), "bits")
+    refused(step("dkm", "temperature = [0.1, 0.0]"), "temperatures")
+    refused(step("dkm", "distillation = 1.5"), "distillation")
+    refused(step("dkm", "steps = 3", '[{module = "embedding", options = {steps = 4}}]'), "`steps` is for all")
+    refused(step("magnitude", 'pattern = "unstructured"'), "unstructured zeros")
+    refused(step("magnitude", "bits = 0"), "compresses nothing")
+    refused(step("rtn", "bits = 4") + step("magnitude", "bits = 0"), "before any other step")
+    refused(step("fine-tune", "steps = 2") + step("rtn", "bits = 4"), "finished model")
+    if not torch.cuda.is_available():
+        for method in ("dkm", "end-to-end", "fine-tune"):
+            start = step("rtn", "bits = 4") if method == "end-to-end" else ""
+            refused(start + step(method, 'device = "cuda"'), "no CUDA device")
+
+
+def test_kmeans_begins_and_a_rule_may_choose_other_clusters(model, text, tmp_path):
+    """No training: the tables are those of k-means, but for the rounding of points; rules choose bits by matrix."""
+    rules = '[{module = "embedding", exclude = true}, {name = "*.down_proj.weight", options = {bits = 4}}]'
+    settings = "bits = 2, steps = 1, weight_rate = 0.0, learning_rate = 0.0"
+    folder = run(
+        model, text, step("dkm", settings + ', assignment = "hard"', rules) + step("rtn", "bits = 8"), tmp_path / "o"
+    )
+    after = open_checkpoint(folder)
+    encodings = {name.split(".")[-2]: str(encoding) for name, encoding in after.encodings.items()}
+    assert encodings["down_proj"].startswith("codebook4") and encodings["q_proj"].startswith("codebook2")
+    assert encodings["embed_tokens"].startswith("affine8")
+    name = next(name for name in after.encodings if name.endswith("q_proj.weight"))
+    weight = torch.from_numpy(open_checkpoint(model).matrix(name).dequantize())
+    start = dkm.compress(name, weight, ClusterTraining(bits=2))
+    np.testing.assert_allclose(after.matrix(name).dequantize(), start.dequantize(), rtol=1e-3, atol=1e-6)
