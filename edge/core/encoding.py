@@ -101,9 +101,11 @@ class Codebook(
 ):
     """`value[r, c] = scale * table[code, c % dim]`: indices into tables of integers.
 
-    bits: 2, 3 or 4 per index. dim: columns that one index serves, 1 or 2. entry: type of the tables' entries; int8 has
-    no -128. table_rows, table_columns: rows and columns that share a table; 0 is all of them.
-    scale: one per row and group, or one per row; `group_size` is that of the activations in either case.
+    bits: 2, 3, 4, 6 or 8 per index, or 1 with dim 1. dim: columns that one index serves, 1, 2 or 4. entry: type of the
+    tables' entries; int8 has no -128; int16 is for up to 4 bits, dim 1 and groups. table_rows, table_columns: rows and
+    columns that share a table; 0 is all of them. scale: one per row and group, or one per row; `group_size` is that of
+    the activations in either case. Kernels look up at most 16 entries: 6 and 8 bits with dim 1 are 8-bit codes there,
+    with dim 2 and 4 they stay on the host.
     Parts: `codes` uint8 [rows, columns / dim], `tables` [row_blocks, column_blocks, 2**bits, dim], `scales` float16
     [rows, groups] or [rows, 1].
     """
@@ -117,14 +119,15 @@ class Codebook(
     scale: Literal["group", "row"] = "group"
 
     def __post_init__(self) -> None:
-        if self.bits not in (2, 3, 4):
-            raise UsageError("encoding.bits", f"an index of {self.bits} bits is not served", "use 2, 3 or 4 bits")
-        if self.dim not in (1, 2):
-            raise UsageError("encoding.dim", f"{self.dim} columns to an index are not served", "use dim 1 or 2")
-        self.check_group(*((64, 128, 0) if self.dim == 2 else (32, 64, 128, 0)))
-        if self.entry == "int16" and (self.dim, bool(self.group_size)) != (1, True):
-            hint = "use dim 1 and groups of 32, 64 or 128, or int8 entries"
-            raise UsageError("encoding.entry", "int16 entries need groups and dim 1", hint)
+        if self.dim not in (1, 2, 4):
+            raise UsageError("encoding.dim", f"{self.dim} columns to an index are not served", "use dim 1, 2 or 4")
+        if self.bits not in (1, 2, 3, 4, 6, 8) or (self.bits == 1 and self.dim > 1):
+            hint = "use 2, 3, 4, 6 or 8 bits, or 1 with dim 1"
+            raise UsageError("encoding.bits", f"an index of {self.bits} bits is not served", hint)
+        self.check_group(*{1: (32, 64, 128, 0), 2: (64, 128, 0), 4: (128, 0)}[self.dim])
+        if self.entry == "int16" and (self.dim > 1 or self.group_size == 0 or self.bits > 4):
+            hint = "use dim 1, up to 4 bits and groups of 32, 64 or 128, or int8 entries"
+            raise UsageError("encoding.entry", "int16 entries need groups, dim 1 and at most 4 bits", hint)
         if self.table_rows < 0 or (self.table_rows % 4 and (self.table_rows, self.dim) != (1, 1)):
             hint = "use a multiple of 4, 0 for all rows, or 1 with dim 1"
             raise UsageError("encoding.table_rows", f"tables for {self.table_rows} rows are not served", hint)

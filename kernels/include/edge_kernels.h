@@ -62,18 +62,22 @@ EDGE_API const char* edge_status_text(edge_status status);
  * value = scale * (code - zero), zero = 2^(bits - 1) on the symmetric grid; on the half-integer grid (the same bytes as
  * symmetric) value = scale * (2 * code - (2^bits - 1)).
  *
- * EDGE_CODEBOOK: value = scale * table[code]. Steps are those of EDGE_AFFINE with `bits` bits (2, 3, 4).
+ * EDGE_CODEBOOK: value = scale * table[code]. Steps are those of EDGE_AFFINE with `bits` bits (2, 3, 4), or with dim 1
+ * those of 1 bit that EDGE_GROUP_MIXED has.
  *     dim 1      one code a column; the table's entries are int8 (-127 .. 127, stored + 128) or int16 (stored + 32768
  *                as a plane of low bytes and a plane of high bytes; group_size not 0)
  *     dim 2      one code for two adjacent columns, int8 entries, one plane for each of the two coordinates. A step is
  *                64 columns (columns are even and padded to 64; group_size 0, 64 or 128). Code pair i (columns 2i,
  *                2i + 1) of the four pairs of 8 columns lies where column {0, 2, 1, 3}[i & 3] + (i & ~3) of a dim 1
  *                step would.
+ *     dim 4      one code for four adjacent columns, int8 entries, one plane for each coordinate. A step is 128
+ *                columns (columns are a multiple of 4 and padded to 128; group_size 0 or 128). Code i of it (columns
+ *                4i .. 4i + 3) lies where column i of a dim 1 step would.
  *     tables     lines of 64 bytes = 4 lanes of 16; lane i serves rows 4i .. 4i + 3. Byte e of a lane is entry e;
  *                entries past the table's or the matrix's end are 0 (stored as such: 128). With table_rows 1, every row
- *                has its own table: of 4 entries, one line, entry e of row 4i + r at byte 4r + e of lane i; of 8, two
- *                lines, line p has rows 4i + 2p and 4i + 2p + 1, at bytes 0 and 8; of 16, four lines, line r has row
- *                4i + r. A plane is 1, 2 or 4 lines; planes (low, high; or coordinate 0, 1) follow each other.
+ *                has its own table: of 2 or 4 entries, one line, entry e of row 4i + r at byte 4r + e of lane i; of 8,
+ *                two lines, line p has rows 4i + 2p and 4i + 2p + 1, at bytes 0 and 8; of 16, four lines, line r has
+ *                row 4i + r. A plane is 1, 2 or 4 lines; planes (low, high; or coordinate 0, 1 ..) follow each other.
  *     table_rows, table_columns   rows and columns that share a table: 0 is all of them; rows 1 (dim 1 only) or a
  *                multiple of 4; columns a multiple of 2 * group_size. Both 0: the table is the blob's prefix. Else it
  *                stands before the head of the pair of groups that it begins with, in every tile.
@@ -123,7 +127,7 @@ enum { EDGE_GROUP_SCALES = 0, EDGE_ROW_SCALES = 1, EDGE_SECOND_ORDER_SCALES = 2 
 enum { EDGE_INT8_ENTRIES = 0, EDGE_INT16_ENTRIES = 1 };                             /* .entry */
 enum { EDGE_16X8 = 1, EDGE_16X4 = 2, EDGE_2OF4 = 3 };                               /* .pattern */
 
-/* Fields that an encoding has no use for are zero (dim too: 1 or 2 for EDGE_CODEBOOK only). */
+/* Fields that an encoding has no use for are zero (dim too: 1, 2 or 4 for EDGE_CODEBOOK only). */
 typedef struct edge_packed_header {
   uint32_t magic;
   uint16_t version;

@@ -109,7 +109,7 @@ def _from_steps(atoms: Bytes, rows: int, columns: int, encoding: Steps) -> dict[
         codes = from_quads(quads, rows, steps * STEP)
         codes = codes.reshape(-1, 4)[:, SWAPPED].reshape(codes.shape)
         return {"codes": np.ascontiguousarray(codes[:, : columns // 2])}
-    return {"codes": from_quads(quads, rows, columns)}
+    return {"codes": from_quads(quads, rows, columns // encoding.dim if isinstance(encoding, Codebook) else columns)}
 
 
 def _by_step(quads: Bytes, steps: int) -> Bytes:

@@ -62,4 +62,4 @@ def _planes(encoding: Codebook) -> int:
 
 def _slots(encoding: Codebook) -> tuple[int, int]:
     """Bytes of a table in a plane, and how many of them serve the four rows of a lane."""
-    return (1 << encoding.bits, LANES) if encoding.table_rows == 1 else (LANE, 1)
+    return (max(4, 1 << encoding.bits), LANES) if encoding.table_rows == 1 else (LANE, 1)

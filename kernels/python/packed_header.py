@@ -18,6 +18,7 @@ SCALES = ("group", "row", "second_order")
 ENTRIES = ("int8", "int16")
 PATTERNS = ("", "16x8", "16x4", "2:4")
 SERVED_BITS = (2, 3, 4, 8)  # of affine encodings
+MAX_TABLE_BITS = 4  # 16 entries: what one byte shuffle looks up
 
 ROWS, STEP, LINE = 16, 32, 64
 MAX_SIDE, MAX_GROUP, MAX_INDEX = (1 << 31) - 1, 65536, 65536
@@ -145,6 +146,8 @@ def check_limits(rows: int, columns: int, encoding: Compressed) -> None:
         raise EdgeError("kernels.shape", f"{shape} can't be packed", hint)
     if isinstance(encoding, Affine) and encoding.bits not in SERVED_BITS:
         raise EdgeError("kernels.encoding", f"no kernel serves {encoding.bits} bits", "use 2, 3, 4 or 8 bits")
+    if isinstance(encoding, Codebook) and encoding.bits > MAX_TABLE_BITS:
+        raise EdgeError("kernels.encoding", f"no kernel looks up {1 << encoding.bits} entries", "use at most 4 bits")
     if encoding.group_size == 0 and columns > MAX_GROUP:
         raise EdgeError("kernels.group", f"{shape}: one group for the whole row overflows", "use groups of 32 to 128")
     if isinstance(encoding, Codebook) and max(encoding.table_rows, encoding.table_columns) > MAX_SIDE:

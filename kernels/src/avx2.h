@@ -81,6 +81,12 @@ struct Avx2 : Avx2Lanes {
     const __m256i even = _mm256_set1_epi16(0xff);
     return make<Bytes>([&](int h) { return _mm256_blendv_epi8(y.half[h], _mm256_srli_epi16(x.half[h], 8), even); });
   }
+  static EDGE_INLINE Bytes even_words(Bytes x, Bytes y) {
+    return make<Bytes>([&](int h) { return _mm256_blend_epi16(x.half[h], _mm256_slli_epi32(y.half[h], 16), 0xaa); });
+  }
+  static EDGE_INLINE Bytes odd_words(Bytes x, Bytes y) {
+    return make<Bytes>([&](int h) { return _mm256_blend_epi16(_mm256_srli_epi32(x.half[h], 16), y.half[h], 0xaa); });
+  }
 
   static EDGE_INLINE Ints spread(int32_t value) { return {{_mm256_set1_epi32(value), _mm256_set1_epi32(value)}}; }
   static EDGE_INLINE Ints bytes(const uint8_t* from) {

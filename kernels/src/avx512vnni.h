@@ -63,6 +63,12 @@ struct Avx512Vnni : Avx512Lanes {
   static EDGE_INLINE Bytes odd_bytes(Bytes x, Bytes y) {
     return _mm512_ternarylogic_epi64(_mm512_set1_epi16(0xff), _mm512_srli_epi16(x, 8), y, 0xca);
   }
+  static EDGE_INLINE Bytes even_words(Bytes x, Bytes y) {
+    return _mm512_ternarylogic_epi64(_mm512_set1_epi32(0xffff), x, _mm512_slli_epi32(y, 16), 0xca);
+  }
+  static EDGE_INLINE Bytes odd_words(Bytes x, Bytes y) {
+    return _mm512_ternarylogic_epi64(_mm512_set1_epi32(0xffff), _mm512_srli_epi32(x, 16), y, 0xca);
+  }
 
   static EDGE_INLINE Ints spread(int32_t value) { return _mm512_set1_epi32(value); }
   static EDGE_INLINE Ints bytes(const uint8_t* from) {

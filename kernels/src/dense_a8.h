@@ -106,11 +106,15 @@ EDGE_INLINE void multiply_a8(const LinearTask& task, size_t first_tile, size_t e
   void edge::affine##bits##_a8_##isa(const LinearTask& task, size_t first_tile, size_t end_tile) { \
     multiply_a8<V, Affine<bits>>(task, first_tile, end_tile);                                      \
   }
-#define EDGE_A8_CODEBOOK(bits, isa, V)                                                                          \
+#define EDGE_A8_SCALARS(bits, isa, V)                                                                           \
   void edge::codebook##bits##d1_a8_##isa(const LinearTask& task, size_t first_tile, size_t end_tile) {          \
     with_scalars<bits>(task.matrix,                                                                             \
                        [&](auto encoding) { multiply_a8<V, decltype(encoding)>(task, first_tile, end_tile); }); \
-  }                                                                                                             \
-  void edge::codebook##bits##d2_a8_##isa(const LinearTask& task, size_t first_tile, size_t end_tile) {          \
-    multiply_a8<V, Pairs<bits>>(task, first_tile, end_tile);                                                    \
+  }
+#define EDGE_A8_VECTORS(bits, isa, V)                                                                  \
+  void edge::codebook##bits##d2_a8_##isa(const LinearTask& task, size_t first_tile, size_t end_tile) { \
+    multiply_a8<V, Pairs<bits>>(task, first_tile, end_tile);                                           \
+  }                                                                                                    \
+  void edge::codebook##bits##d4_a8_##isa(const LinearTask& task, size_t first_tile, size_t end_tile) { \
+    multiply_a8<V, Fours<bits>>(task, first_tile, end_tile);                                           \
   }

@@ -94,11 +94,15 @@ EDGE_INLINE void multiply_f32(const LinearTask& task, size_t first_tile, size_t 
   void edge::affine##bits##_f32_##isa(const LinearTask& task, size_t first_tile, size_t end_tile) { \
     multiply_f32<V, Affine<bits>>(task, first_tile, end_tile);                                      \
   }
-#define EDGE_F32_CODEBOOK(bits, isa, V)                                                                          \
+#define EDGE_F32_SCALARS(bits, isa, V)                                                                           \
   void edge::codebook##bits##d1_f32_##isa(const LinearTask& task, size_t first_tile, size_t end_tile) {          \
     with_scalars<bits>(task.matrix,                                                                              \
                        [&](auto encoding) { multiply_f32<V, decltype(encoding)>(task, first_tile, end_tile); }); \
-  }                                                                                                              \
-  void edge::codebook##bits##d2_f32_##isa(const LinearTask& task, size_t first_tile, size_t end_tile) {          \
-    multiply_f32<V, Pairs<bits>>(task, first_tile, end_tile);                                                    \
+  }
+#define EDGE_F32_VECTORS(bits, isa, V)                                                                  \
+  void edge::codebook##bits##d2_f32_##isa(const LinearTask& task, size_t first_tile, size_t end_tile) { \
+    multiply_f32<V, Pairs<bits>>(task, first_tile, end_tile);                                           \
+  }                                                                                                     \
+  void edge::codebook##bits##d4_f32_##isa(const LinearTask& task, size_t first_tile, size_t end_tile) { \
+    multiply_f32<V, Fours<bits>>(task, first_tile, end_tile);                                           \
   }

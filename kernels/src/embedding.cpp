@@ -37,28 +37,26 @@ void affine_row(const LinearTask& task, size_t tile, size_t row, float* out) {
 
 // Entry `entry` of the table that `row` has, from one of its planes.
 EDGE_INLINE int32_t table_byte(const Geometry& m, const uint8_t* plane, size_t row, size_t entry) {
-  if (m.row_tables) entry += row % 4 << m.bits;
+  if (m.row_tables) entry += row % 4 << slot_bits(m.bits);
   return plane[entry / 16 * kLine + row / 4 * 16 + entry % 16];
 }
 
-// Both coordinates of an entry; with dim 1, the one value twice.
-EDGE_INLINE void entry_values(const Geometry& m, const uint8_t* table, size_t row, size_t entry, float (&values)[2]) {
-  const int32_t first = table_byte(m, table, row, entry);
-  const bool second_plane = m.table_bytes > m.plane_bytes;
-  const int32_t second = second_plane ? table_byte(m, table + m.plane_bytes, row, entry) : first;
+// The coordinates of an entry.
+template <uint32_t Dim>
+EDGE_INLINE void entry_values(const Geometry& m, const uint8_t* table, size_t row, size_t entry, float (&values)[Dim]) {
   if (m.entry == EDGE_INT16_ENTRIES) {
-    values[0] = values[1] = first + 256 * second - 32768;
-  } else {
-    values[0] = first - 128;
-    values[1] = second - 128;
+    const int32_t low = table_byte(m, table, row, entry), high = table_byte(m, table + m.plane_bytes, row, entry);
+    values[0] = low + 256 * high - 32768;
+    return;
   }
+  for (uint32_t d = 0; d < Dim; ++d) values[d] = table_byte(m, table + d * m.plane_bytes, row, entry) - 128;
 }
 
-// Where the code of a column of a step lies; with dim 2, a code serves two columns.
+// Where the code of a column of a step lies; a code serves `Dim` columns.
 template <uint32_t Dim>
 EDGE_INLINE size_t code_column(size_t column) {
   constexpr uint8_t place[4] = {0, 2, 1, 3};
-  return Dim == 1 ? column : (column / 8 * 4) + place[column / 2 % 4];
+  return Dim == 2 ? column / 8 * 4 + place[column / 2 % 4] : column / Dim;
 }
 
 template <uint32_t Bits, uint32_t Dim>
@@ -66,13 +64,13 @@ void codebook_row(const LinearTask& task, size_t tile, size_t row, float* out) {
   constexpr size_t step_columns = kStep * Dim;
   const Geometry& m = task.matrix;
   Stream<Scalars<Bits, 1, false>> stream(task, tile);
-  float values[1 << Bits][2];
+  float values[1 << Bits][Dim];
   const uint8_t* known = nullptr;
   for (size_t group = 0; group < m.groups; ++group) {
     stream.enter(group);
     if (stream.table != known) {
       known = stream.table;
-      for (size_t entry = 0; entry < 1 << Bits; ++entry) entry_values(m, known, row, entry, values[entry]);
+      for (size_t entry = 0; entry < 1 << Bits; ++entry) entry_values<Dim>(m, known, row, entry, values[entry]);
     }
     const float scale = half_at(stream.scales(0), row);
     const size_t column = group * m.group_columns, count = smaller(m.group_columns, m.columns - column);
@@ -163,9 +161,10 @@ RowKernel affine_kernel(uint32_t bits) {
 }
 
 RowKernel codebook_kernel(uint32_t bits, uint32_t dim) {
-  constexpr RowKernel kernels[2][3] = {{codebook_row<2, 1>, codebook_row<3, 1>, codebook_row<4, 1>},
-                                       {codebook_row<2, 2>, codebook_row<3, 2>, codebook_row<4, 2>}};
-  return kernels[dim - 1][bits - 2];
+  constexpr RowKernel scalars[] = {codebook_row<1, 1>, codebook_row<2, 1>, codebook_row<3, 1>, codebook_row<4, 1>};
+  constexpr RowKernel vectors[2][3] = {{codebook_row<2, 2>, codebook_row<3, 2>, codebook_row<4, 2>},
+                                       {codebook_row<2, 4>, codebook_row<3, 4>, codebook_row<4, 4>}};
+  return dim == 1 ? scalars[bits - 1] : vectors[dim / 4][bits - 2];
 }
 
 RowKernel sparse_kernel(uint32_t bits, uint32_t pattern) {

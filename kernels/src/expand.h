@@ -66,13 +66,13 @@ struct Scalars {
   static constexpr int kQuads = 8, kColumns = 32, kPlanes = Planes;
   static constexpr bool kTables = true, kOneLookup = Planes == 1 && !RowTables;
   static constexpr int32_t kZero = Planes == 2 ? 32768 : 128;
-  static constexpr size_t kPlaneBytes = RowTables ? kLine << (Bits - 2) : kLine;
+  static constexpr size_t kPlaneBytes = RowTables ? kLine << (slot_bits(Bits) - 2) : kLine;
 
   template <class V, int J, int Plane, bool Flip>
   static EDGE_INLINE typename V::Bytes quad(const uint8_t* step, const uint8_t* table) {
     const typename V::Bytes index = codes<V, Bits, J>(step);
     const uint8_t* plane = table + Plane * kPlaneBytes;
-    if constexpr (RowTables) return V::template lookup_rows<Bits, Flip>(plane, index);
+    if constexpr (RowTables) return V::template lookup_rows<slot_bits(Bits), Flip>(plane, index);
     if constexpr (!RowTables) return V::lookup(V::template line<Flip>(plane), index);
   }
 };
@@ -93,6 +93,33 @@ struct Pairs {
     const typename V::Bytes second = V::lookup(V::template line<Flip>(table + kLine), index);
     if constexpr (J % 2 == 0) return V::even_bytes(first, second);
     if constexpr (J % 2 == 1) return V::odd_bytes(first, second);
+  }
+};
+
+// Tables with four values per code. An atom of codes makes four quads: byte K of a row is all of the row in quad K.
+template <uint32_t Bits>
+struct Fours {
+  static constexpr uint32_t kBits = Bits;
+  static constexpr int kQuads = 32, kColumns = 128, kPlanes = 1;
+  static constexpr bool kTables = true, kOneLookup = false;
+  static constexpr int32_t kZero = 128;
+
+  template <class V, int J, int Plane, bool Flip>
+  static EDGE_INLINE typename V::Bytes quad(const uint8_t* step, const uint8_t* table) {
+    const typename V::Bytes index = codes<V, Bits, J / 4>(step);
+    const typename V::Bytes front = two<V, J % 2, Flip>(table, index);
+    const typename V::Bytes back = two<V, J % 2, Flip>(table + 2 * kLine, index);
+    if constexpr (J % 4 < 2) return V::even_words(front, back);
+    if constexpr (J % 4 >= 2) return V::odd_words(front, back);
+  }
+
+  // Two values of bytes 0 and 2 of a row, or of 1 and 3.
+  template <class V, int Odd, bool Flip>
+  static EDGE_INLINE typename V::Bytes two(const uint8_t* table, typename V::Bytes index) {
+    const typename V::Bytes first = V::lookup(V::template line<Flip>(table), index);
+    const typename V::Bytes second = V::lookup(V::template line<Flip>(table + kLine), index);
+    if constexpr (Odd == 0) return V::even_bytes(first, second);
+    if constexpr (Odd == 1) return V::odd_bytes(first, second);
   }
 };
 

@@ -35,15 +35,16 @@ edge_status check_affine(const edge_packed_header& header) {
 
 edge_status check_codebook(const edge_packed_header& header) {
   const uint32_t group = header.group_size, rows = header.table_rows, columns = header.table_columns;
-  if (header.dim == 0 || header.dim > 2 || header.entry > EDGE_INT16_ENTRIES || header.scale > EDGE_ROW_SCALES) {
+  const uint32_t bits = header.bits, dim = header.dim;
+  if ((dim != 1 && dim != 2 && dim != 4) || header.entry > EDGE_INT16_ENTRIES || header.scale > EDGE_ROW_SCALES) {
     return EDGE_BAD_HEADER;
   }
   if (rows > INT32_MAX || columns > INT32_MAX) return EDGE_BAD_HEADER;
-  if (header.entry == EDGE_INT16_ENTRIES && (header.dim != 1 || group == 0)) return EDGE_BAD_HEADER;
-  if (header.dim == 2 && (group == 32 || header.columns % 2 != 0)) return EDGE_BAD_HEADER;
-  if (rows % 4 != 0 && (rows != 1 || header.dim != 1)) return EDGE_BAD_HEADER;
+  if (header.entry == EDGE_INT16_ENTRIES && (dim != 1 || group == 0)) return EDGE_BAD_HEADER;
+  if (group % (kStep * dim) != 0 || header.columns % dim != 0) return EDGE_BAD_HEADER;
+  if (rows % 4 != 0 && (rows != 1 || dim != 1)) return EDGE_BAD_HEADER;
   if (columns != 0 && (group == 0 || columns % (2 * group) != 0)) return EDGE_BAD_HEADER;
-  return header.bits >= 2 && header.bits <= 4 ? EDGE_OK : EDGE_UNSUPPORTED;
+  return bits >= (dim == 1 ? 1 : 2) && bits <= 4 ? EDGE_OK : EDGE_UNSUPPORTED;
 }
 
 edge_status check_mixed(const edge_packed_header& header) {
@@ -100,7 +101,7 @@ edge_status check_size(const edge_packed_header& header, uint64_t bytes) {
 }
 
 uint64_t step_columns_of(const edge_packed_header& header) {
-  return header.dim == 2 ? 2 * kStep : kStep;
+  return header.dim ? header.dim * kStep : kStep;
 }
 
 // 2:4 has a line of positions and half as many values; blocks don't come in steps.
@@ -117,8 +118,8 @@ uint64_t head_bytes_of(const edge_packed_header& header) {
 
 void set_tables(const edge_packed_header& header, Geometry* g) {
   g->row_tables = header.table_rows == 1;
-  g->plane_bytes = g->row_tables ? kLine / 4 << header.bits : kLine;
-  g->table_bytes = g->plane_bytes * (header.dim == 2 || header.entry == EDGE_INT16_ENTRIES ? 2 : 1);
+  g->plane_bytes = g->row_tables ? kLine / 4 << slot_bits(header.bits) : kLine;
+  g->table_bytes = g->plane_bytes * (header.entry == EDGE_INT16_ENTRIES ? 2 : header.dim);
   if (header.table_columns) {
     g->table_groups = header.table_columns / header.group_size;
   } else if (header.table_rows) {

@@ -26,6 +26,11 @@ constexpr int middle_of(uint32_t bits) {
   return bits == 1 ? 32 : 1 << (bits - 1);
 }
 
+// EDGE_CODEBOOK, tables of single rows: a table of 2 entries takes the place of one of 4.
+constexpr uint32_t slot_bits(uint32_t bits) {
+  return bits == 1 ? 2 : bits;
+}
+
 // Sizes that follow from a checked header. What an encoding doesn't have is 0.
 struct Geometry {
   uint32_t encoding, bits, dim, pattern, grid, scale, entry;  // as in the header

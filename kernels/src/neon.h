@@ -55,6 +55,12 @@ struct NeonQuarter {
 
   static EDGE_INLINE Bytes even_bytes(Bytes x, Bytes y) { return vtrn1q_u8(x, y); }
   static EDGE_INLINE Bytes odd_bytes(Bytes x, Bytes y) { return vtrn2q_u8(x, y); }
+  static EDGE_INLINE Bytes even_words(Bytes x, Bytes y) {
+    return vreinterpretq_u8_u16(vtrn1q_u16(vreinterpretq_u16_u8(x), vreinterpretq_u16_u8(y)));
+  }
+  static EDGE_INLINE Bytes odd_words(Bytes x, Bytes y) {
+    return vreinterpretq_u8_u16(vtrn2q_u16(vreinterpretq_u16_u8(x), vreinterpretq_u16_u8(y)));
+  }
 };
 
 struct Neon : NeonLanes {
@@ -95,6 +101,12 @@ struct Neon : NeonLanes {
   }
   static EDGE_INLINE Bytes odd_bytes(const Bytes& x, const Bytes& y) {
     return make<Bytes>([&](int r) { return NeonQuarter::odd_bytes(x.quarter[r], y.quarter[r]); });
+  }
+  static EDGE_INLINE Bytes even_words(const Bytes& x, const Bytes& y) {
+    return make<Bytes>([&](int r) { return NeonQuarter::even_words(x.quarter[r], y.quarter[r]); });
+  }
+  static EDGE_INLINE Bytes odd_words(const Bytes& x, const Bytes& y) {
+    return make<Bytes>([&](int r) { return NeonQuarter::odd_words(x.quarter[r], y.quarter[r]); });
   }
 
   static EDGE_INLINE Ints spread(int32_t value) {

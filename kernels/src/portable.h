@@ -57,6 +57,12 @@ struct Portable : PortableLanes {
   static EDGE_APART Bytes odd_bytes(const Bytes& x, const Bytes& y) {
     return each([&](size_t i) { return i % 2 ? y.lane[i] : x.lane[i + 1]; });
   }
+  static EDGE_APART Bytes even_words(const Bytes& x, const Bytes& y) {
+    return each([&](size_t i) { return i % 4 < 2 ? x.lane[i] : y.lane[i - 2]; });
+  }
+  static EDGE_APART Bytes odd_words(const Bytes& x, const Bytes& y) {
+    return each([&](size_t i) { return i % 4 < 2 ? x.lane[i + 2] : y.lane[i]; });
+  }
 
   // Wrapping integers go through unsigned ones.
   template <class F>

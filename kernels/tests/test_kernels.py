@@ -16,16 +16,16 @@ from edge.core.errors import EdgeError, UsageError
 from edge.kernels import lib, pack, reference
 from edge.kernels.testing import random_tensor
 
-SHAPES = [(1, 2), (16, 32), (33, 100), (50, 576), (130, 260)]  # (rows, columns)
+SHAPES = [(1, 4), (16, 32), (33, 100), (50, 576), (130, 260)]  # (rows, columns)
 TOKENS = [1, 2, 3, 5, 8, 17]
 GRIDS = ("symmetric", "zero_point", "half_integer")
-TABLES = (
+WIDE = (  # of every dim
     {"group_size": 0},
     {"group_size": 0, "scale": "row"},
-    {"group_size": 64, "table_rows": 20},
+    {"group_size": 128, "table_rows": 12},
     {"group_size": 128, "scale": "row", "table_columns": 256},
-    {"group_size": 64, "table_rows": 4, "table_columns": 128},
 )
+TABLES = (*WIDE, {"group_size": 64, "table_rows": 20}, {"group_size": 64, "table_rows": 4, "table_columns": 128})
 SCALARS = (  # of dim 1 alone
     *TABLES,
     {"group_size": 64, "table_rows": 1},
@@ -54,7 +54,8 @@ def kernel_name(row: lib.Kernel) -> str:
 def test_the_table_has_every_kernel_once():
     rows = lib.kernels()
     names = {row.name for row in rows}
-    kinds = [*(f"affine{b}" for b in (2, 3, 4, 8)), *(f"codebook{b}d{d}" for b in (2, 3, 4) for d in (1, 2))]
+    kinds = [*(f"affine{b}" for b in (2, 3, 4, 8)), *(f"codebook{b}d{d}" for b in (2, 3, 4) for d in (1, 2, 4))]
+    kinds.append("codebook1d1")
     assert len(names) == len(rows)
     assert names >= {f"{kind}_{mode}_portable" for kind in kinds for mode in ("a8", "f32")}
     assert [row.name for row in rows] == [kernel_name(row) for row in rows]
@@ -64,8 +65,8 @@ def encodings(kernel: lib.Kernel) -> list[Affine | Codebook]:
     """All that a kernel of dense steps serves."""
     if kernel.encoding == "affine":
         return [Affine(kernel.bits, group, grid) for grid in GRIDS for group in (0, 32, 64, 128)]
-    if kernel.dim == 2:
-        return [Codebook(kernel.bits, 2, **tables) for tables in TABLES]
+    if kernel.dim > 1:
+        return [Codebook(kernel.bits, kernel.dim, **tables) for tables in (TABLES if kernel.dim == 2 else WIDE)]
     entries = [("int8", tables) for tables in SCALARS]
     entries += [("int16", tables) for tables in SCALARS if tables["group_size"]]
     return [Codebook(kernel.bits, 1, entry, **tables) for entry, tables in entries]
@@ -104,7 +105,7 @@ def test_kernel_equals_numpy(kernel, encoding):
 EXTREMES = (
     *(Affine(bits, 128, grid) for bits in (2, 3, 4, 8) for grid in GRIDS),
     *(Affine(8, 0, grid) for grid in GRIDS),
-    *(Codebook(4, dim, group_size=group) for dim in (1, 2) for group in (0, 128)),
+    *(Codebook(4, dim, group_size=group) for dim in (1, 2, 4) for group in (0, 128)),
     *(Codebook(4, entry="int16", group_size=128, table_rows=rows) for rows in (0, 1)),
 )
 

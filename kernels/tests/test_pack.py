@@ -21,7 +21,7 @@ from edge.kernels.testing import EVERY_LAYOUT
 
 GROUPS = st.sampled_from([0, 32, 64, 128])
 CODEBOOKS = {
-    "bits": st.integers(2, 4),
+    "bits": st.integers(1, 4),
     "entry": st.sampled_from(["int8", "int16"]),
     "table_rows": st.sampled_from([0, 1, 4, 12, 16, 64]),
     "table_columns": st.sampled_from([0, 64, 128, 256]),
@@ -43,7 +43,7 @@ def encodings(draw, kind):
     if kind is Codebook:
         fields = {name: draw(values) for name, values in CODEBOOKS.items()}
         try:
-            return Codebook(dim=draw(st.integers(1, 2)), **fields)
+            return Codebook(dim=draw(st.sampled_from([1, 2, 4])), **fields)
         except UsageError:
             assume(False)
     if kind is GroupMixed:
@@ -139,6 +139,8 @@ def test_golden_blobs_load(name):
         (Affine(2, 64, "half_integer"), 2.25),
         (Codebook(4, table_rows=16), 4.25 + 32 / 4096),
         (Codebook(3, dim=2, scale="row"), 1.5 + 32 / 4096),
+        (Codebook(4, dim=4, scale="row", group_size=128), 1 + 32 / 4096),
+        (Codebook(1), 1.25),
         (Codebook(4, table_rows=1, table_columns=128), 4.25 + 4 * 32 / 128),
         (GroupMixed(64, 16), 2 + 2 * 16 / 64 + 16 / 64),
         (GroupMixed(128, 8, "zero_point", "second_order"), 2 + 2 * 8 / 32 + 16 / 128),
@@ -175,6 +177,7 @@ def changed(tensor: CompressedTensor, part: str, index, value) -> CompressedTens
         (Affine(4, 32), "codes", 16, "more than 4 bits"),
         (Affine(4, 32), "scales", np.inf, "infinite"),
         (Affine(2, 32, "zero_point"), "zero_points", 4, "more than 2 bits"),
+        (Codebook(1), "codes", 2, "more than 1 bits"),
         (Codebook(2), "codes", 4, "more than 2 bits"),
         (Codebook(2), "tables", -128, "-128"),
         (GroupMixed(32, 0), "codes", 4, "at 2 bits needs more"),
@@ -211,6 +214,29 @@ def test_unserved_bits_say_what_to_use(make_tensor, bits, instead):
     assert instead in supported(encoding)
     with pytest.raises(UsageError, match=f"no kernel serves {bits} bits"):
         pack(make_tensor(2, 64, encoding))
+
+
+LARGE = [
+    Codebook(8),
+    Codebook(6, group_size=0, scale="row"),
+    Codebook(8, scale="row", table_rows=12, group_size=32),
+    Codebook(6, table_rows=1, table_columns=128),
+]
+
+
+@pytest.mark.parametrize("encoding", LARGE, ids=str)
+def test_tables_too_large_to_look_up_become_8_bit_codes_of_the_same_values(make_tensor, encoding):
+    tensor = make_tensor(40, 200, encoding)
+    back = unpack(pack(tensor))
+    assert back.encoding == Affine(8, encoding.group_size)
+    assert np.array_equal(back.dequantize(), tensor.dequantize())
+
+
+@pytest.mark.parametrize("encoding", [Codebook(8, dim=2), Codebook(6, dim=4, group_size=128)], ids=str)
+def test_large_tables_of_vectors_are_refused(make_tensor, encoding):
+    assert "use dim 1, or at most 4 bits" in supported(encoding)
+    with pytest.raises(UsageError, match="no kernel looks up"):
+        pack(make_tensor(4, 256, encoding))
 
 
 def test_supported():

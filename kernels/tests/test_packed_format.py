@@ -124,8 +124,8 @@ class Decoder:
 
     def codebook(self) -> None:
         groups = self.groups_of(32 * self.dim)
-        lines = (1 << self.bits) // 4 if self.table_rows == 1 else 1
-        planes = 2 if self.dim == 2 or self.entry == 1 else 1
+        lines = max(4, 1 << self.bits) // 4 if self.table_rows == 1 else 1
+        planes = 2 if self.entry == 1 else self.dim
         in_stream = self.table_rows or self.table_columns
         table = [] if in_stream else [self.take(64 * lines) for _ in range(planes)]
         for tile in range(self.tiles):
@@ -147,16 +147,17 @@ class Decoder:
                     code = self.code(step, self.bits, row, i)
                     self.put(tile, row, start + i, self.entry_of(table, row, code), scales[row])
                     continue
-                code = self.code(step, self.bits, row, (0, 2, 1, 3)[i & 3] + (i & ~3))
-                for coordinate in range(2):
+                place = (0, 2, 1, 3)[i & 3] + (i & ~3) if self.dim == 2 else i
+                code = self.code(step, self.bits, row, place)
+                for coordinate in range(self.dim):
                     integer = self.entry_of(table[coordinate:], row, code)
-                    self.put(tile, row, start + 2 * i + coordinate, integer, scales[row])
+                    self.put(tile, row, start + self.dim * i + coordinate, integer, scales[row])
 
     def entry_of(self, planes: list[bytes], row: int, code: int) -> int:
         lane, within, size = row // 4, row % 4, 1 << self.bits
         if self.table_rows != 1:
             byte = 16 * lane + code
-        elif size == 4:
+        elif size <= 4:
             byte = 16 * lane + 4 * within + code
         elif size == 8:
             byte = 64 * (within // 2) + 16 * lane + 8 * (within % 2) + code

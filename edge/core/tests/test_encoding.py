@@ -96,6 +96,7 @@ def test_names():
         "affine2g128h": Affine(2, 128, "half_integer"),
         "codebook3g64": Codebook(3),
         "codebook4d2g64r": Codebook(4, dim=2, scale="row"),
+        "codebook8d4row": Codebook(8, dim=4, group_size=0),
         "codebook4i16g64t16x128": Codebook(4, entry="int16", table_rows=16, table_columns=128),
         "mixed2g64+8": GroupMixed(64, 8),
         "mixed2g32zs+1": GroupMixed(32, 1, "zero_point", "second_order"),
@@ -112,6 +113,8 @@ def test_names():
         (Affine(4, 64, "half_integer"), 8, 128, 8 * (64 + 2 * 2)),
         (Codebook(3), 8, 128, 8 * (48 + 2 * 2) + 8),
         (Codebook(4, dim=2, scale="row"), 8, 128, 8 * (32 + 2) + 32),
+        (Codebook(6, dim=4, group_size=128), 8, 128, 8 * (24 + 2) + 64 * 4),
+        (Codebook(1, table_rows=1), 8, 128, 8 * (16 + 2 * 2) + 8 * 2),
         (Codebook(2, entry="int16", table_rows=1, table_columns=128), 8, 256, 8 * (64 + 2 * 4) + 8 * 2 * 4 * 2),
         (GroupMixed(64, 1), 32, 256, 32 * (64 + 16 + 2 * 4) + 2),
         (GroupMixed(64, 1, "zero_point", "second_order"), 32, 256, 32 * (64 + 16 + 4 + 2 + 2) + 2),
@@ -135,7 +138,10 @@ def test_stored_bytes_of_blocks_follow_the_mask():
 WRONG = [
     lambda: Affine(4, 48),
     lambda: Codebook(5),
+    lambda: Codebook(1, dim=2),
+    lambda: Codebook(6, entry="int16"),
     lambda: Codebook(4, dim=3),
+    lambda: Codebook(4, dim=4, group_size=64),
     lambda: Codebook(4, dim=2, group_size=32),
     lambda: Codebook(4, entry="int16", group_size=0),
     lambda: Codebook(4, dim=2, entry="int16"),
@@ -152,6 +158,7 @@ WRONG = [
     lambda: Sparse("2:4", 4, 16),
     lambda: GroupMixed(64, 3).layout(16, 128),
     lambda: Codebook(4, dim=2).layout(16, 63),
+    lambda: Codebook(4, dim=4, group_size=0).layout(16, 66),
     lambda: Sparse("2:4", 4, 64).layout(16, 62),
 ]
 
