@@ -10,7 +10,7 @@
 //   lookup(t, x)             t[x], 16-byte lane by lane; every x below 16
 //   lookup_rows<Bits, Flip>(p, x)   the same with a table of 2^Bits entries for each row
 //   even_bytes(x, y)         bytes 0 of x, 0 of y, 2 of x, 2 of y ..; odd_bytes: 1 of x, 1 of y ..
-//   even_words(x, y)         bytes 0 and 1 of x, 0 and 1 of y, 4 and 5 of x ..; odd_words: 2 and 3 of x, 2 and 3 of y ..
+//   even_words(x, y)         the same with pairs of bytes: 0 and 1 of x, 0 and 1 of y, 4 and 5 of x ..; odd_words
 //   spread(n), bytes(p), minus(a, b), times(a, n), shifted_add<Shift>(a, b) = (a << Shift) + b   Ints that wrap
 //   column<K>(x)             byte K of each row of a quad, as Ints
 //
