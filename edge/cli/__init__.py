@@ -77,8 +77,8 @@ for panel, modules in {
         name = module.__name__.rpartition(".")[2].rstrip("_")  # `import` is a word of Python's own
         app.command(name, rich_help_panel=panel)(_with_verbosity(module.command))
 
-bench_app = typer.Typer(help="Time the kernels and whole models beside other toolkits.", no_args_is_help=True)
-for command in (bench.kernels, bench.peers):
+bench_app = typer.Typer(help="Time kernels and whole models, and measure a training's memory.", no_args_is_help=True)
+for command in (bench.kernels, bench.peers, bench.edkm):
     bench_app.command(command.__name__)(_with_verbosity(command))
 app.add_typer(bench_app, name="bench", rich_help_panel="The job")
 

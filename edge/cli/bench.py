@@ -1,4 +1,4 @@
-"""edge bench kernels, edge bench peers"""
+"""edge bench kernels, edge bench peers, edge bench edkm"""
 
 from pathlib import Path
 from typing import Annotated
@@ -73,6 +73,47 @@ def peers(
         return
     columns = ("engine, format", "threads", "size", "prefill tokens/s", "to best", "decode tokens/s", "to best peer")
     print_table(columns, [_peer_cells(row) for row in result.rows])
+
+
+def edkm(
+    scale: Annotated[int, typer.Option(help="Divides the widths of LLaMA-7B; 1 has them in full.", min=1, max=64)] = 8,
+    bits: Annotated[int, typer.Option(help="Of a cluster's index.", min=1, max=8)] = 3,
+    learners: Annotated[int, typer.Option(help="Processes that share what is sharded.", min=2, max=64)] = 8,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto",
+    json: Rows = False,
+) -> None:
+    """Measure the memory that training a decoder layer's clusters takes: DKM beside the parts of eDKM.
+
+    Bytes are counted where autograd saves tensors for the backward pass, each copied like one offloaded from a GPU.
+    """
+    from edge.compress.clustering import memory
+    from edge.core.console import progress
+
+    with progress("clustering a layer", len(memory.VARIANTS)) as done:
+        rows = memory.bench(scale, bits, learners, memory.device(device), done)
+    if json:
+        print_json_rows(rows)
+        return
+    kept_once = next(row.saved_bytes for row in rows if row.variant == "marshaling")
+    columns = ("variant", "saved", "bytes a weight", "of DKM's", "of DKM's where nothing is copied")
+    print_table(columns, [_edkm_cells(row, kept_once) for row in rows])
+    first = rows[0]
+    print(f"{first.rows} x {first.columns} weights, {bits} bits; of each of {learners} processes where it shards")
+
+
+def _edkm_cells(row, kept_once: int) -> tuple[str, ...]:
+    a_weight = f"{row.saved_bytes / (row.rows * row.columns):.2f}"
+    return (
+        row.variant,
+        size(row.saved_bytes),
+        a_weight,
+        _fraction(row.ratio_to_dkm),
+        _fraction(kept_once / row.saved_bytes),
+    )
+
+
+def _fraction(ratio: float) -> str:
+    return f"1/{ratio:,.1f}" if ratio < 1000 else f"1/{ratio:,.0f}"
 
 
 def _peer_cells(row) -> tuple[str, ...]:

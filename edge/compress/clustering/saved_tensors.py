@@ -216,6 +216,10 @@ class _Clones(TorchDispatchMode):
         super().__init__()
         self.records: dict[StorageWeakRef, _Clone] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the import of torch's compiler would take a second
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.clone.default and not (args[0].is_inference() or result.is_inference()):
