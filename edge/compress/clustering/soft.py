@@ -37,7 +37,7 @@ def soft_assign(
     points, centroids = points.to(dtype), centroids.detach().to(dtype)
     pinned = nearest_to_zero(centroids) if pinned_zero else None
     attention, _, centroids = settle(points, centroids, temperature, iterations, tolerance, pinned)
-    return attention @ centroids, centroids.detach()
+    return mixtures(attention, centroids), centroids.detach()
 
 
 def settle(
@@ -78,6 +78,15 @@ def attend(
     return torch.softmax(-distances / temperature, -1)
 
 
+def mixtures(attention: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    """attention [blocks, n, k] @ centroids [blocks, k, dim], [blocks, n, dim].
+
+    Not a matrix product: in its gradient by centroids, as in means, that adds n numbers one by one where `sum` adds in
+    pairs. With 200,000 points in float32 that makes 100 times the error in the gradients by points.
+    """
+    return (attention[..., None] * centroids[:, None]).sum(2)
+
+
 def nearest_to_zero(centroids: torch.Tensor) -> torch.Tensor:
     """Which centroid [blocks, k, 1] of each block is next to zero: one True a block."""
     chosen = centroids.square().sum(-1, keepdim=True).argmin(1, keepdim=True)
@@ -87,6 +96,5 @@ def nearest_to_zero(centroids: torch.Tensor) -> torch.Tensor:
 def _means(weights: torch.Tensor, points: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     """Means [blocks, k, dim] of points by weights [blocks, n, k]; the centroid itself where nothing has a weight."""
     totals = weights.sum(1)[..., None]
-    # `sum` adds in pairs. A matrix product adds one by one: 30 times the error in gradients, through cold softmaxes.
     means = (weights[..., None] * points[:, :, None]).sum(1) / totals.clamp(min=LEAST_ATTENTION)
     return torch.where(totals > LEAST_ATTENTION, means, centroids)

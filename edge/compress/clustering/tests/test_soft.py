@@ -75,3 +75,13 @@ def test_bfloat16_is_near_float32():
     assert narrow.dtype == moved.dtype == torch.bfloat16
     assert soft_assign(points.bfloat16(), centroids, 0.05)[0].dtype == torch.float32
     assert (narrow.float() - exact).square().mean() < 1e-3 * exact.square().mean()
+
+
+def test_sums_over_many_points_keep_their_precision():
+    points = torch.randn(1, 50_000, 1, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        x = points.to(dtype).requires_grad_()
+        soft_assign(x, torch.linspace(-2, 2, 8, dtype=dtype).reshape(1, 8, 1), 0.1)[0].square().sum().backward()
+        gradients.append(x.grad)
+    assert (gradients[1] - gradients[0]).abs().max() < 1e-5 * gradients[0].abs().max()
