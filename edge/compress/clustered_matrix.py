@@ -59,6 +59,7 @@ class ClusteredMatrix(Trainable):
         self.register_buffer("zero", _nearest_to_zero(tables) if pruned else None)
         self.register_buffer("first_codes", None)
         self.first_codes = self.codes()
+        self._known: torch.Tensor | None = None
 
     def advance(self, done: float) -> None:
         """Temperatures fall as a geometric series."""
@@ -71,7 +72,9 @@ class ClusteredMatrix(Trainable):
     def forward(self) -> torch.Tensor:
         blocks = blocked(self.points, self.book)
         if self.hard:
-            values = _Nearest.apply(blocks, self._entries(), self.top)
+            entries = self._entries()
+            codes = self._nearest(blocks, entries)
+            values = _Entries.apply(blocks, entries, codes, self.top)
         else:
             assert self.soft is not None
             values, moved = self.soft(blocks, self.tables.clone(), self.temperature, pinned_zero=self.zero is not None)
@@ -80,6 +83,15 @@ class ClusteredMatrix(Trainable):
             values = values * self.top
         dense = unblocked(values, self.book, *self.shape) * spread(self._scales(), self.book, self.shape[1])
         return dense if self.kept is None else dense * self.kept
+
+    def _nearest(self, blocks: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
+        """Codes of a forward pass. One without gradients leaves them to the next one, which is for its gradients."""
+        codes, self._known = self._known, None
+        if codes is None or not torch.is_grad_enabled():
+            codes = _codes(blocks.detach(), entries.detach() / self.top)
+        if not torch.is_grad_enabled():
+            self._known = codes
+        return codes
 
     def _scales(self) -> torch.Tensor:
         exact = self.scales * self.gains
@@ -120,12 +132,11 @@ class ClusteredMatrix(Trainable):
         return CompressedTensor(self.name, self.shape, self.encoding, arrays)
 
 
-class _Nearest(torch.autograd.Function):
-    """Points [blocks, n, dim] to the nearest of entries [blocks, k, dim], whose unit is 1 / top of that of points."""
+class _Entries(torch.autograd.Function):
+    """Points [blocks, n, dim] to entries [blocks, k, dim] by codes [blocks, n]; an entry of `top` is a point's 1."""
 
     @staticmethod
-    def forward(ctx: Any, points: torch.Tensor, entries: torch.Tensor, top: int) -> torch.Tensor:
-        codes = _codes(points, entries / top)
+    def forward(ctx: Any, points: torch.Tensor, entries: torch.Tensor, codes: torch.Tensor, top: int) -> torch.Tensor:
         ctx.save_for_backward(codes)
         ctx.entries, ctx.top = entries.shape[1], top
         return entries.gather(1, codes.long()[..., None].expand(-1, -1, entries.shape[2]))
@@ -133,9 +144,16 @@ class _Nearest(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         (codes,) = ctx.saved_tensors
-        # Sums by masks: thousands of weights to an entry would queue up for its address in a scatter.
-        sums = [(gradient * (codes == entry)[..., None]).sum(1) for entry in range(ctx.entries)]
-        return gradient * ctx.top, torch.stack(sums, 1), None
+        return gradient * ctx.top, _sums(gradient, codes, ctx.entries), None, None
+
+
+def _sums(values: torch.Tensor, codes: torch.Tensor, count: int) -> torch.Tensor:
+    """Sums [blocks, count, dim] of values [blocks, n, dim] by codes [blocks, n]."""
+    if values.device.type == "cpu":
+        index = codes.long()[..., None].expand_as(values)
+        return values.new_zeros(len(values), count, values.shape[2]).scatter_add_(1, index, values)
+    # By masks: on a GPU thousands of weights to an entry would queue up for its address.
+    return torch.stack([(values * (codes == code)[..., None]).sum(1) for code in range(count)], 1)
 
 
 def _codes(points: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:

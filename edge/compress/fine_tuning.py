@@ -93,7 +93,7 @@ class FineTuning:
         }
         for name, buffer in self.model.named_buffers():
             self.plain.setdefault(name, buffer.to(device))
-        self.adam = torch.optim.Adam(list(self._groups(rates)), betas=BETAS, fused=device == "cuda")
+        self.adam = torch.optim.Adam(list(self._groups(rates)), betas=BETAS, fused=True)
 
     def _texts(self, finished: Finished) -> torch.Tensor:
         """Token ids [windows, tokens]."""
@@ -260,11 +260,7 @@ class FineTuning:
             value.data.copy_(found[f"{name}:value"])
             moments = {"exp_avg": found[f"{name}:mean"], "exp_avg_sq": found[f"{name}:square"]}
             moments["step"] = found[f"{name}:steps"]
-            # Adam's own count of steps lies on the CPU unless its kernels are fused.
-            self.adam.state[value] = {
-                key: moment if key == "step" and value.device.type == "cpu" else moment.to(value.device)
-                for key, moment in moments.items()
-            }
+            self.adam.state[value] = {key: moment.to(value.device) for key, moment in moments.items()}
         return int(found["step"])
 
 
