@@ -75,7 +75,7 @@ class LayerwiseRun:
     @property
     def _head_is_calibrated(self) -> bool:
         task = self.job.plan.tasks.get(f"{self.spec.embedding if self.spec.tied else self.spec.head}.weight")
-        return task is not None and task.method.CALIBRATED
+        return task is not None and task.calibrated
 
     def _inputs_of_head(self, states: HiddenStates) -> Inputs:
         norm = self.spec.final_norm.name
@@ -120,10 +120,10 @@ class LayerwiseRun:
 
     def _compress_matrix(self, block: Block, linear: Linear, inputs: Inputs | None) -> CompressedTensor:
         weight = block.matrix(linear).contiguous()
-        return self.job.plan.tasks[linear.weight].run(linear.weight, weight, inputs)
+        return self.job.compress_matrix(linear.weight, weight, inputs)
 
     def _needs_inputs(self, linear: Linear, together: Mapping[str, CompressedTensor]) -> bool:
-        return self.job.plan.tasks[linear.weight].method.CALIBRATED and linear.weight not in together
+        return self.job.plan.tasks[linear.weight].calibrated and linear.weight not in together
 
     def _inputs_at_once(
         self, block: Block, together: Mapping[str, CompressedTensor]

@@ -63,6 +63,15 @@ class Inputs:
         self.hessian, self.magnitude, self.peak = hessian, magnitude, peak
 
 
+@dataclass(frozen=True)
+class Gradients:
+    """What a matrix means to the loss: `squared`, float32 [out_features, in_features], sums over calibration windows
+    of the squared gradients by its original weights.
+    """
+
+    squared: torch.Tensor
+
+
 class InputStatistics:
     """Gathers `Inputs` from activations [.., in_features], any number of times."""
 
@@ -87,7 +96,11 @@ class Method(Protocol):
 
     Options: type[AffineOptions]
     CALIBRATED: bool
-    """Whether it needs to know the matrices' inputs; such a method can't serve an embedding that isn't the head too."""
+    """Whether it needs to know the matrices' inputs; such a method can't serve an embedding that isn't the head too.
+
+    Options with `calibrated` false are those of a step that doesn't. Options with `fisher` true ask for `Gradients` in
+    the place of `Inputs`.
+    """
     STANDS_ALONE: bool
     """Whether a recipe may have this step alone though it compresses no matrix. May be missing: no."""
     TRAINED: bool
@@ -95,7 +108,9 @@ class Method(Protocol):
     CHOOSES_ENCODING: bool
     """Whether the encoding depends on the matrix: `options.encoding` is not the last word. May be missing: no."""
 
-    def compress(self, name: str, weight: torch.Tensor, options: Any, inputs: Inputs | None) -> CompressedTensor:
+    def compress(
+        self, name: str, weight: torch.Tensor, options: Any, inputs: Inputs | Gradients | None
+    ) -> CompressedTensor:
         """Compress a float32 matrix [out_features, in_features]. Deterministic; `weight` is left as it is."""
 
     def plan_steps(self, request: PlanRequest) -> Planned:
@@ -128,7 +143,17 @@ class Task:
     options: Any
     resolved: Resolved
 
-    def run(self, name: str, weight: torch.Tensor, inputs: Inputs | None) -> CompressedTensor:
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs to know the matrix's inputs."""
+        return _sees_inputs(self.method, self.options)
+
+    @property
+    def fisher(self) -> bool:
+        """Whether it needs to know the matrix's gradients."""
+        return getattr(self.options, "fisher", False)
+
+    def run(self, name: str, weight: torch.Tensor, inputs: Inputs | Gradients | None) -> CompressedTensor:
         return self.method.compress(name, weight, self.options, inputs)
 
 
@@ -149,11 +174,16 @@ class Plan:
     @property
     def calibrated(self) -> bool:
         """Whether text walks through the model while it is compressed."""
-        return any(task.method.CALIBRATED for tasks in (self.tasks, *self.preparations) for task in tasks.values())
+        return any(task.calibrated for tasks in (self.tasks, *self.preparations) for task in tasks.values())
+
+    @property
+    def fisher(self) -> set[str]:
+        """Names of the matrices whose gradients are asked for."""
+        return {name for name, task in self.tasks.items() if task.fisher}
 
     @property
     def needs_text(self) -> bool:
-        return self.calibrated or any(reads_text(method) for _, method, _ in self.finishing)
+        return self.calibrated or bool(self.fisher) or any(reads_text(method) for _, method, _ in self.finishing)
 
 
 def reads_text(method: Method) -> bool:
@@ -241,7 +271,7 @@ def _tasks(recipe: Recipe, tensors: list[tuple[str, ModuleKind]], steps: list[in
         method = load_method(resolved.method)
         origin = f"{recipe.name}: {resolved.method} for {name}"
         options = check_options(resolved.options, method.Options, origin)
-        if resolved.module == "embedding" and not tied and _needs_inputs(method):
+        if resolved.module == "embedding" and not tied and _needs_inputs(method, options):
             message = f"{origin}: {resolved.method} needs the inputs of a matrix, an embedding has none"
             hint = 'exclude it, {module = "embedding", exclude = true}, and add an rtn step for it'
             raise UsageError("recipe.module", message, hint)
@@ -258,11 +288,23 @@ def _resolve(
     answers = recipe.resolve(tensors, steps)
     if not tied:
         embeddings = [(name, kind) for name, kind in tensors if kind == "embedding"]
-        others = [index for index in steps if not _needs_inputs(load_method(recipe.steps[index].method))]
+        others = [index for index in steps if not _step_needs_inputs(recipe, index)]
         answers |= recipe.resolve(embeddings, others)
     return answers
 
 
-def _needs_inputs(method: Method) -> bool:
+def _step_needs_inputs(recipe: Recipe, index: int) -> bool:
+    step = recipe.steps[index]
+    method, options = load_method(step.method), None
+    if hasattr(method.Options, "calibrated"):
+        options = check_options(step.options, method.Options, f"{recipe.name}: {step.method}")
+    return _needs_inputs(method, options)
+
+
+def _needs_inputs(method: Method, options: Any) -> bool:
     """Whether the method can't serve a matrix that multiplies nothing."""
-    return method.CALIBRATED and not hasattr(method, "plan_steps")
+    return _sees_inputs(method, options) and not hasattr(method, "plan_steps")
+
+
+def _sees_inputs(method: Method, options: Any) -> bool:
+    return method.CALIBRATED and getattr(options, "calibrated", True)

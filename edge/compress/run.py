@@ -7,6 +7,7 @@ hidden states walk along: a layer's inputs come from layers that are compressed 
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,18 +19,22 @@ import torch
 from edge import __version__
 from edge.compress.calibrate import CalibrationText, read_text, token_windows
 from edge.compress.finish import Finished
+from edge.compress.gradients import squared_gradients
 from edge.compress.layerwise import LayerwiseRun
-from edge.compress.method import Inputs, Plan, plan, rewritten
+from edge.compress.method import Gradients, Inputs, Plan, plan, rewritten
 from edge.compress.partial import PartialModel, UnitTensors, job_key
 from edge.compress.planning import PLAN, Planning, planned_recipe
 from edge.core.cache import CacheFormat
 from edge.core.console import Ticker, progress
-from edge.core.errors import EdgeError
+from edge.core.errors import EdgeError, UsageError
 from edge.core.files import SCHEMA, atomic_folder, refuse_existing, write_json
 from edge.core.recipe import Recipe, load_recipe
-from edge.core.weight import Compressed
+from edge.core.weight import Compressed, CompressedTensor
 from edge.models.checkpoint import Checkpoint, open_checkpoint
+from edge.models.safetensors_store import SafetensorsStore
 from edge.models.torch_model import empty_model
+
+GRADIENTS = ".gradients"
 
 
 def compress(
@@ -75,6 +80,7 @@ class Job:
     plan: Plan
     text: CalibrationText | None
     planning: Planning | None = None
+    gradients: SafetensorsStore | None = None
 
     @cached_property
     def units(self) -> list[list[str]]:
@@ -89,6 +95,7 @@ class Job:
         if self.text is not None:
             windows = self._windows(self.text, folder, self.recipe.calibration.samples)
             self._carry_out_planning(folder, windows)
+            self._find_gradients(folder, windows)
         with progress(f"Compressing to {self.recipe.name}", len(self.units)) as tick:
             if windows is None or not self.plan.calibrated:
                 self._run_plain(partial, tick)
@@ -99,6 +106,7 @@ class Job:
         formats = partial.cache_formats()
         self._write_config(folder, partial.close(), formats)
         (folder / PLAN).unlink(missing_ok=True)
+        shutil.rmtree(folder / GRADIENTS, ignore_errors=True)
 
     def _windows(self, text: CalibrationText, folder: Path, samples: int) -> torch.Tensor:
         calibration = msgspec.structs.replace(self.recipe.calibration, samples=samples)
@@ -129,6 +137,16 @@ class Job:
             spec = self.checkpoint.spec
             self.plan = plan(self.recipe, spec.matrices(), tied=bool(spec.tied_copies))
 
+    def _find_gradients(self, folder: Path, windows: torch.Tensor) -> None:
+        """Those that steps ask for, before anything is compressed."""
+        asked = self.plan.fisher
+        if any(asked & set(tasks) for tasks in self.plan.preparations):
+            message = f"{self.recipe.name} changes weights before they are compressed: their gradients are others then"
+            raise UsageError("recipe.gradients", message, 'leave the preparing step out, or `importance = "fisher"`')
+        if asked:
+            found = squared_gradients(self.checkpoint, asked, windows, folder / GRADIENTS, self.recipe.seed)
+            self.gradients = found
+
     def _run_plain(self, partial: PartialModel, tick: Ticker) -> None:
         for unit in range(len(self.units)):
             self.plain_unit(unit, partial)
@@ -142,11 +160,17 @@ class Job:
         for name in self.units[unit]:
             if name in self.plan.tasks:
                 weight = torch.from_numpy(self.checkpoint.matrix(name).dequantize())
-                tensors.add(self.plan.tasks[name].run(name, weight, inputs))
+                tensors.add(self.compress_matrix(name, weight, inputs))
             else:
                 tensors.stored[name] = self.checkpoint.tensor(name)
         partial.write(unit, tensors)
         self.checkpoint.release()
+
+    def compress_matrix(self, name: str, weight: torch.Tensor, inputs: Inputs | None) -> CompressedTensor:
+        """A matrix by its own method. inputs: what it sees in calibration, where that is asked for."""
+        task = self.plan.tasks[name]
+        known = Gradients(self.gradients.read(name)) if task.fisher and self.gradients else inputs
+        return task.run(name, weight, known)
 
     def _key(self) -> str:
         text = self.text.sha256 if self.text else None

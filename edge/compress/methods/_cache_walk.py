@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
-from edge.compress.methods._fisher import loss_gradient
+from edge.compress.gradients import loss_gradient
 from edge.compress.methods._trial import Head, OneLayerModel
 from edge.core.cache import SINK_TOKENS
 from edge.core.console import Ticker

@@ -14,40 +14,26 @@ that is the head as well has both parts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from edge.compress.calibrate import HiddenStates
 from edge.compress.fold import matrix
+from edge.compress.gradients import GradientWalk, Observer
 from edge.compress.method import Inputs
-from edge.compress.methods._trial import (
-    HEAD_ROWS,
-    Estimate,
-    Head,
-    OneLayerModel,
-    Outcome,
-    Trials,
-    try_choice,
-)
+from edge.compress.methods._trial import Estimate, Head, Outcome, Trials, try_choice
 from edge.core.console import Ticker
 from edge.models.checkpoint import Checkpoint
 from edge.models.spec import Layer, Linear
 
 HEAD_TOKENS = 1024  # enough for a mean over tokens of a divergence that is exact for each
-BACKWARD, HEAD = 3, 6  # ticks of a layer on the way back and of the head: a layer on the way there has one
 
 
-class FisherWalk:
-    """Finds what every choice of `trials` adds to the divergence, from `windows` [samples, tokens].
-
-    scratch: a folder for the states at the boundaries of the layers, which wait there for the way back. seed: of the
-    labels.
-    """
+class FisherWalk(GradientWalk):
+    """Finds what every choice of `trials` adds to the divergence."""
 
     def __init__(
         self,
@@ -59,49 +45,22 @@ class FisherWalk:
         scratch: Path,
         seed: int,
     ) -> None:
-        self.loader = OneLayerModel(checkpoint)
-        self.spec = self.loader.spec
-        self.trials, self.windows, self.estimate = trials, windows, estimate
-        self.scratch, self.seed = scratch, seed
+        super().__init__(checkpoint, windows, scratch=scratch, seed=seed)
+        self.trials, self.estimate = trials, estimate
         self.outcomes: dict[str, list[Outcome]] = {}
-
-    def ticks(self) -> int:
-        """Steps of the progress bar."""
-        return (1 + BACKWARD) * len(self.spec.layers) + HEAD
+        self._sums: dict[Linear, torch.Tensor] = {}
+        self._rows_changed: list[torch.Tensor] = []  # how the tokens' rows change by every choice of the embedding
 
     def run(self, tick: Ticker) -> dict[str, list[Outcome]]:
         """The outcome of every choice of every tensor."""
-        walk = self.loader.start(self.windows)
-        for index in range(len(self.spec.layers)):
-            np.save(self._boundary(index), torch.cat(walk.states).numpy())
-            with self.loader.layer(index) as module:
-                walk.advance(index, module)
-            tick()
-        gradients, changes = self._head(walk)
-        tick(HEAD)
-        for index, layer in reversed(list(enumerate(self.spec.layers))):
-            with self.loader.layer(index) as module:
-                self._layer(walk, index, layer, module, gradients)
-            self._boundary(index).unlink()
-            tick(BACKWARD)
-        self._embedding(gradients, changes)
+        self.walk(tick)
         return self.outcomes
 
-    def _boundary(self, index: int) -> Path:
-        return self.scratch / f"states-{index}.npy"
-
-    def _head(self, walk: HiddenStates) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Gradients at what leaves the last layer, and how the tokens' rows change by every choice of the embedding."""
-        norm, head = self.loader.final_norm(), Head(self.loader.checkpoint)
-        generator = torch.Generator().manual_seed(self.seed)
-        gradients = [loss_gradient(norm, head, states, generator) for states in walk.states]
+    def at_head(self, walk: HiddenStates, norm: nn.Module, head: Head) -> None:
         name = f"{self.spec.embedding if self.spec.tied else self.spec.head}.weight"
-        changes: list[torch.Tensor] = []
         if name in self.trials:
-            with torch.no_grad():
-                states = torch.cat([norm(state)[0] for state in walk.states])
-                changes = self._try_head(name, head, states, walk.inputs_of_head(norm))
-        return gradients, changes
+            states = torch.cat([norm(state)[0] for state in walk.states])
+            self._rows_changed = self._try_head(name, head, states, walk.inputs_of_head(norm))
 
     def _try_head(self, name: str, head: Head, states: torch.Tensor, inputs: Inputs) -> list[torch.Tensor]:
         some = states[:: max(1, len(states) // HEAD_TOKENS)]
@@ -116,19 +75,22 @@ class FisherWalk:
                 changes.append(changed[tokens] - head.weight[tokens])
         return changes
 
-    def _layer(
-        self, walk: HiddenStates, index: int, layer: Layer, module: nn.Module, gradients: list[torch.Tensor]
-    ) -> None:
-        """Costs of the layer's matrices; `gradients` at its outputs become those at its inputs."""
-        walk.states = list(torch.from_numpy(np.load(self._boundary(index))).split(1))
-        with torch.no_grad():
-            changes = self._changes(walk, index, layer, module)
-        with self._projected(changes) as projections:
-            for window, state in enumerate(walk.states):
-                entering = state.requires_grad_()
-                walk.run(index, module, entering).backward(gradients[window])
-                gradients[window] = entering.grad
-        for linear, sums in projections.items():
+    def observers(self, walk: HiddenStates, index: int, layer: Layer, module: nn.Module) -> Mapping[Linear, Observer]:
+        """They add every window's sum_i z_i^2 by every change."""
+        changes = self._changes(walk, index, layer, module)
+        self._sums = {linear: torch.zeros(len(change)) for linear, change in changes.items()}
+
+        def observer(linear: Linear) -> Observer:
+            def add(of_weight: torch.Tensor) -> None:
+                for choice, change in enumerate(changes[linear]):
+                    self._sums[linear][choice] += (change * of_weight).sum(-1).square().sum()
+
+            return add
+
+        return {linear: observer(linear) for linear in changes}
+
+    def after_layer(self, index: int) -> None:
+        for linear, sums in self._sums.items():
             name, tokens = linear.weight, self.windows.numel()
             added = (0.5 * sums / tokens).tolist()
             self.outcomes[name] = [o.plus(more) for o, more in zip(self.outcomes[name], added, strict=True)]
@@ -153,34 +115,9 @@ class FisherWalk:
                 changes[linear] = change
         return changes
 
-    @contextmanager
-    def _projected(self, changes: dict[Linear, torch.Tensor]) -> Iterator[dict[Linear, torch.Tensor]]:
-        """While it is open, every window that runs back adds its sum_i z_i^2 by every change: [choices] each."""
-        sums = {linear: torch.zeros(len(change)) for linear, change in changes.items()}
-
-        def observe(linear: Linear) -> torch.utils.hooks.RemovableHandle:
-            def forward(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-                inputs = args[0].detach().flatten(0, -2)
-
-                def backward(gradient: torch.Tensor) -> None:
-                    of_weight = gradient.flatten(0, -2).T @ inputs
-                    for choice, change in enumerate(changes[linear]):
-                        sums[linear][choice] += (change * of_weight).sum(-1).square().sum()
-
-                output.register_hook(backward)
-
-            return self.loader.model.get_submodule(linear.name).register_forward_hook(forward)
-
-        handles = [observe(linear) for linear in changes]
-        try:
-            yield sums
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _embedding(self, gradients: list[torch.Tensor], changes: list[torch.Tensor]) -> None:
-        """Add what the changed rows of the embedding cost. changes: known already if it is the head as well."""
-        name = f"{self.spec.embedding}.weight"
+    def at_embedding(self, gradients: list[torch.Tensor]) -> None:
+        """Add what the changed rows of the embedding cost; they are known already if it is the head as well."""
+        name, changes = f"{self.spec.embedding}.weight", self._rows_changed
         if name not in self.trials:
             return
         if not self.spec.tied:
@@ -200,23 +137,3 @@ class FisherWalk:
         products = (gradient * change).sum(-1)
         rows = torch.zeros(len(products), self.spec.vocab_size).scatter_add_(1, self.windows, products)
         return 0.5 * float(rows.square().sum()) / products.numel()
-
-
-def loss_gradient(norm: nn.Module, head: Head, states: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Gradient of the summed loss, on labels that the model draws, at states [1, tokens, hidden] before the norm."""
-    states = states.detach().requires_grad_()
-    normed = norm(states)
-    gradient = torch.cat([_logit_gradient(head, rows, generator) for rows in normed.detach()[0].split(HEAD_ROWS)])
-    normed.backward(gradient[None])
-    assert states.grad is not None
-    return states.grad
-
-
-def _logit_gradient(head: Head, states: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """The same after the norm, for [tokens, hidden]: softmax less the label, through the cap, through the head."""
-    logits = head.logits(states)
-    slope = 1 - (logits / head.spec.logit_softcap).square() if head.spec.logit_softcap else None
-    probabilities = logits.softmax(-1)
-    labels = torch.multinomial(probabilities, 1, generator=generator)
-    error = probabilities.scatter_add_(-1, labels, torch.full(labels.shape, -1.0))
-    return (error if slope is None else error * slope) @ head.weight

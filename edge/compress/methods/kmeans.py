@@ -26,11 +26,11 @@ from edge.compress.clustering.tables import (
     reconstructed,
     spread,
 )
-from edge.compress.method import Inputs
+from edge.compress.method import Gradients, Inputs
 from edge.core.errors import UsageError
 from edge.core.weight import CompressedTensor
 
-CALIBRATED = True  # unless `importance` is none
+CALIBRATED = True  # where `importance` asks for it
 
 
 class Options(ClusterOptions, frozen=True, forbid_unknown_fields=True):
@@ -56,10 +56,16 @@ class Options(ClusterOptions, frozen=True, forbid_unknown_fields=True):
 
     @property
     def calibrated(self) -> bool:
-        return self.importance != "none"
+        return self.importance == "activations"
+
+    @property
+    def fisher(self) -> bool:
+        return self.importance == "fisher"
 
 
-def compress(name: str, weight: torch.Tensor, options: Options, inputs: Inputs | None = None) -> CompressedTensor:
+def compress(
+    name: str, weight: torch.Tensor, options: Options, inputs: Inputs | Gradients | None = None
+) -> CompressedTensor:
     """Compress a float32 matrix [rows, columns]; `inputs` says what `importance` asks for."""
     encoding, columns = options.encoding, weight.shape[1]
     encoding.layout(*weight.shape)  # raises for columns that `dim` doesn't divide
@@ -77,19 +83,17 @@ def compress(name: str, weight: torch.Tensor, options: Options, inputs: Inputs |
     return clustered_tensor(name, scales, tables, codes, encoding, weight=weight, importance=importance)
 
 
-def _sensitivity(name: str, options: Options, inputs: Inputs | None) -> torch.Tensor:
+def _sensitivity(name: str, options: Options, inputs: Inputs | Gradients | None) -> torch.Tensor:
     """What the squared error of a weight counts, [1 or rows, 1 or columns], about 1 in the mean. A trace goes to all
     weights: those that the text doesn't touch are clustered as well.
     """
-    if options.importance == "none":
+    if isinstance(inputs, Gradients) and options.fisher:
+        found = inputs.squared
+    elif isinstance(inputs, Inputs) and options.calibrated:
+        found = inputs.hessian.diagonal()[None]
+    elif options.importance == "none":
         return torch.ones(1, 1)
-    found = None
-    if inputs is not None:
-        found = (
-            inputs.hessian.diagonal()[None] if options.importance == "activations" else getattr(inputs, "fisher", None)
-        )
-    if found is None:
-        hint = 'give a calibration text, and leave an embedding that isn\'t the head to `importance = "none"`'
+    else:
+        hint = 'give a calibration text, and leave an embedding that is not the head to `importance = "none"`'
         raise UsageError("kmeans.inputs", f"{name}: nothing is known of its {options.importance}", hint)
-    mean = found.mean().clamp_min(1e-30)
-    return found / mean + 1e-3
+    return found / found.mean().clamp_min(1e-30) + 1e-3
