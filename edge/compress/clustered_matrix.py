@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from edge.compress.clustering.tables import LARGEST, blocked, spread, unblocked
+from edge.compress.clustering.tables import LARGEST, blocked, is_pruned, spread, unblocked
 from edge.compress.straight_through import straight
 from edge.compress.trainable import Trainable
 from edge.core.weight import Codebook, CompressedTensor
 
-PRUNED = 0.05  # a matrix with this share of zeros, or more, was pruned
 SCORES_AT_ONCE = 1 << 24  # bounds the memory where vectors are assigned
 
 SoftAssign = Callable[..., tuple[torch.Tensor, torch.Tensor]]
@@ -53,9 +52,8 @@ class ClusteredMatrix(Trainable):
             self.shifts = nn.Parameter(torch.zeros_like(tables))
         self.register_buffer("scales", scales)
         self.register_buffer("tables", tables / self.top)
-        kept = weight != 0
-        pruned = kept.float().mean() <= 1 - PRUNED
-        self.register_buffer("kept", kept if pruned else None)
+        pruned = is_pruned(weight)
+        self.register_buffer("kept", weight != 0 if pruned else None)
         self.register_buffer("zero", _nearest_to_zero(tables) if pruned else None)
         self.register_buffer("first_codes", None)
         self.first_codes = self.codes()

@@ -19,6 +19,7 @@ from edge.core.weight import Codebook, CompressedTensor
 
 SAMPLE = 1 << 20  # points of a table that its k-means sees, unless it is exact: 256 entries need no more
 POINTS_AT_ONCE = 1 << 22  # bounds the memory
+PRUNED = 0.05  # the share of zeros of a matrix that was pruned, or more
 ITERATIONS = 30  # of k-means on vectors
 LARGEST = {"int8": 127, "int16": 2047}
 """What the largest entry of a table becomes. 32767 would leave scales below float16's normal range: less exact."""
@@ -82,6 +83,11 @@ def fitted_scales(
     weighted = values if importance is None else values * importance
     products, squares = (_grouped(weighted * x, encoding).sum(-1) for x in (weight, values))
     return torch.where(squares > 0, products / _nonzero(squares), scales)
+
+
+def is_pruned(weight: torch.Tensor) -> bool:
+    """Whether so many weights of a matrix are zero that something pruned it: its tables have a zero that stays one."""
+    return bool((weight == 0).float().mean() >= PRUNED)
 
 
 def spread(scales: torch.Tensor, encoding: Codebook, columns: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ the best there are by dynamic programming; without it they come near (bins, then
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -22,6 +23,7 @@ from edge.compress.clustering.tables import (
     divided,
     fit_tables,
     fitted_scales,
+    is_pruned,
     normalized,
     reconstructed,
     spread,
@@ -66,19 +68,20 @@ class Options(ClusterOptions, frozen=True, forbid_unknown_fields=True):
 def compress(
     name: str, weight: torch.Tensor, options: Options, inputs: Inputs | Gradients | None = None
 ) -> CompressedTensor:
-    """Compress a float32 matrix [rows, columns]; `inputs` says what `importance` asks for."""
+    """Compress a float32 matrix [rows, columns]; `inputs` says what `importance` asks for. Pruned weights stay zero."""
     encoding, columns = options.encoding, weight.shape[1]
     encoding.layout(*weight.shape)  # raises for columns that `dim` doesn't divide
     sensitivity = _sensitivity(name, options, inputs)
     points, scales = normalized(weight, encoding)
+    fit = partial(fit_tables, encoding=encoding, pinned_zero=is_pruned(weight), seed=options.seed)
     for _ in range(options.rounds):
         importance = sensitivity * spread(scales, encoding, columns) ** 2
-        tables = fit_tables(points, encoding, importance, seed=options.seed)
+        tables = fit(points, importance=importance)
         values = reconstructed(tables, assign(points, tables, encoding, importance), encoding)
         scales = fitted_scales(weight, values, scales, encoding, sensitivity)
         points = divided(weight, scales, encoding)
     importance = sensitivity * spread(scales, encoding, columns) ** 2
-    tables = fit_tables(points, encoding, importance, exact=options.exact, seed=options.seed)
+    tables = fit(points, importance=importance, exact=options.exact)
     codes = assign(points, tables, encoding, importance)
     return clustered_tensor(name, scales, tables, codes, encoding, weight=weight, importance=importance)
 

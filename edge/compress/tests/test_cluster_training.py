@@ -26,7 +26,8 @@ samples = 2
 training_samples = 12
 sequence_length = 32
 """
-QUICK = "steps = 12, batch = 4, save_minutes = 0.0, weight_rate = 0.01, learning_rate = 0.01"
+QUICK = "steps = 6, batch = 4, save_minutes = 0.0, weight_rate = 0.02, learning_rate = 0.01"
+RULES = '[{module = "embedding", options = {bits = 4}}]'
 KEEP_EMBEDDING = '[{module = "embedding", exclude = true}]'
 
 
@@ -56,13 +57,18 @@ def loss(folder):
     return torch.nn.functional.cross_entropy(logits[0, :-1], tokens[0, 1:]).item()
 
 
-@pytest.mark.parametrize("training", ['assignment = "soft"', 'assignment = "hard"'])
-@pytest.mark.parametrize("method", ["dkm", "edkm"])
-def test_training_beats_kmeans_at_the_same_size(method, training, model, text, tmp_path):
-    rules = '[{module = "embedding", options = {bits = 4}}]'
-    plain = run(model, text, step("kmeans", "bits = 2", rules), tmp_path / "plain")
+@pytest.fixture(scope="module")
+def plain(model, text, tmp_path_factory):
+    return run(model, text, step("kmeans", "bits = 2", RULES), tmp_path_factory.mktemp("plain") / "plain")
+
+
+@pytest.mark.parametrize(
+    ("method", "training"),
+    [("dkm", 'assignment = "soft"'), ("edkm", "offload = true"), ("edkm", 'assignment = "hard"')],
+)
+def test_training_beats_kmeans_at_the_same_size(method, training, plain, model, text, tmp_path):
     settings = f"bits = 2, distillation = 0.0, {training}, {QUICK}"
-    tuned = run(model, text, step(method, settings, rules), tmp_path / "tuned")
+    tuned = run(model, text, step(method, settings, RULES), tmp_path / "tuned")
     assert loss(tuned) < loss(plain) - 0.1
     first, second = open_checkpoint(plain), open_checkpoint(tuned)
     assert first.encodings == second.encodings and first.stored_bytes == second.stored_bytes
@@ -71,7 +77,7 @@ def test_training_beats_kmeans_at_the_same_size(method, training, model, text, t
 
 @pytest.mark.parametrize("method", ["edkm", "fine-tune"])
 def test_a_killed_training_gives_the_same_bytes(method, model, text, tmp_path, monkeypatch):
-    steps = step(method, QUICK.replace("12", "5"))
+    steps = step(method, QUICK)
     whole = run(model, text, steps, tmp_path / "whole")
     take = fine_tuning.FineTuning.step
 
@@ -130,13 +136,19 @@ def test_soft_and_hard_agree_when_the_temperature_has_fallen():
     assert distances[1] < 0.2 * distances[0]
 
 
-@pytest.mark.parametrize("pattern", ["16x8", "unstructured"])
-@pytest.mark.parametrize(
-    "later", [("kmeans", "bits = 3"), ("edkm", f"bits = 3, {QUICK}"), ("fine-tune", QUICK), ("rtn", "bits = 4")]
-)
-def test_pruned_weights_stay_zero(pattern, later, model, text, tmp_path):
+LATER = {
+    "kmeans": ("16x8", "bits = 3"),
+    "edkm": ("16x8", f"bits = 3, {QUICK}"),
+    "dkm": ("unstructured", f'bits = 3, assignment = "hard", {QUICK}'),
+    "fine-tune": ("unstructured", QUICK),
+}
+
+
+@pytest.mark.parametrize("method", LATER)
+def test_pruned_weights_stay_zero(method, model, text, tmp_path):
+    pattern, options = LATER[method]
     prune = step("magnitude", f'bits = 0, share = 0.6, pattern = "{pattern}"', KEEP_EMBEDDING)
-    folder = run(model, text, prune + step(*later), tmp_path / "out")
+    folder = run(model, text, prune + step(method, options), tmp_path / "out")
     before, after = open_checkpoint(model), open_checkpoint(folder)
     for name, kind in before.spec.matrices():
         weight, now = (torch.from_numpy(c.matrix(name).dequantize()) for c in (before, after))
