@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
 import torch
 
 from edge.compress.clustered_matrix import ClusteredMatrix, SoftAssign
-from edge.compress.clustering.tables import ClusterOptions
-from edge.compress.fine_tuning import FineTuning, Training
+from edge.compress.clustering.tables import ClusterOptions, is_pruned
+from edge.compress.fine_tuning import FineTuning, Training, together
 from edge.compress.finish import Finished
+from edge.compress.joined import join
 from edge.compress.methods import kmeans
 from edge.compress.trainable import Trainable, trainable
 from edge.core.console import info
@@ -61,19 +63,22 @@ def first_clusters(name: str, weight: torch.Tensor, options: ClusterTraining) ->
 def train_clusters(finished: Finished, options: ClusterTraining, soft_assign: SoftAssign) -> None:
     """Train the step's own matrices, and scales, tables and norms of the rest of the model; write it again."""
     _refuse_rules_about_training(finished, options)
-    matrices: dict[str, Trainable] = {}
-    for name, tensor in finished.compressed().items():
-        own = finished.own.get(name)
-        if own is None:
-            matrices[name] = trainable(tensor, rounding=False)
-            continue
-        weight = torch.from_numpy(finished.checkpoint.matrix(name).dequantize())
-        soft = partial(soft_assign, iterations=own.iterations) if own.assignment == "soft" else None
-        matrices[name] = ClusteredMatrix(tensor, weight, soft, own.temperature)
+    weights = {name: torch.from_numpy(finished.checkpoint.matrix(name).dequantize()) for name in finished.own}
     finished.checkpoint.release()
+    kinds = {name: (own, is_pruned(weights[name])) for name, own in finished.own.items()}
+
+    def make(alike: Sequence[CompressedTensor]) -> Trainable:
+        own = finished.own.get(alike[0].name)
+        if own is None:
+            return trainable(join(alike), rounding=False)
+        latent = torch.cat([weights.pop(tensor.name) for tensor in alike])
+        soft = partial(soft_assign, iterations=own.iterations) if own.assignment == "soft" else None
+        return ClusteredMatrix(join(alike), latent, soft, own.temperature)
+
+    matrices = together(finished.compressed(), options.training, make, kinds)
     tuning = FineTuning(finished, options.training, matrices, {"points": options.weight_rate})
     state = finished.folder / ".clusters.safetensors"
-    clustered = [matrix for matrix in matrices.values() if isinstance(matrix, ClusteredMatrix)]
+    clustered = [matrix for matrix in matrices if isinstance(matrix, ClusteredMatrix)]
     tuning.run("Training clusters", state, lambda: _note(clustered))
     _report(tuning, clustered, options.steps)
     tuning.store(finished, state)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save
 from torch.func import functional_call
 
 from edge.compress.finish import Finished
+from edge.compress.joined import alike
 from edge.compress.self_generated import self_generated
 from edge.compress.trainable import Trainable
 from edge.core.console import info, progress
@@ -33,6 +34,7 @@ from edge.models.torch_model import build_model, empty_model
 
 BETAS = 0.9, 0.95
 WARM_UP = 10
+WEIGHTS_TOGETHER = {"cpu": 0, "cuda": 1 << 25}  # bounds the memory of what matrices that are alike keep for gradients
 NOTE_SECONDS, NOTE_SHARE = 1.0, 0.05  # at least this long between two progress notes, and at most this share for them
 
 
@@ -62,15 +64,26 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("`distillation` lies between 0 and 1")
 
 
+def together(
+    tensors: Mapping[str, CompressedTensor],
+    training: Training,
+    make: Callable[[Sequence[CompressedTensor]], Trainable],
+    kinds: Mapping[str, Hashable] | None = None,
+) -> list[Trainable]:
+    """Compressed matrices as `make` makes them trainable: on a GPU those that are alike, and of one kind, together."""
+    groups = alike(tensors.values(), kinds or {}, WEIGHTS_TOGETHER[training.device])
+    return [make(group).joining(group) for group in groups]
+
+
 class FineTuning:
     """The model in training, the original where the loss needs it, and Adam's state.
 
-    matrices: modules by the names of weights, each [rows, columns] however the checkpoint stores it. rates: learning
-    rates of parameters by the last part of their names; others have `training.learning_rate`.
+    matrices: each [rows, columns] however the checkpoint stores it, or several alike on top of each other.
+    rates: learning rates of parameters by the last part of their names; others have `training.learning_rate`.
     """
 
     def __init__(
-        self, finished: Finished, training: Training, matrices: Mapping[str, Trainable], rates: Mapping[str, float]
+        self, finished: Finished, training: Training, matrices: Sequence[Trainable], rates: Mapping[str, float]
     ) -> None:
         if training.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("tuning.device", "torch sees no CUDA device here", 'leave device = "cuda" out')
@@ -82,8 +95,9 @@ class FineTuning:
         self.windows = self._texts(finished).to(device)
         self.model = empty_model(finished.checkpoint.config, spec)
         self.tied, self.transposed = spec.tied_copies, spec.transposed
-        self.matrices = {name: matrix.to(device) for name, matrix in matrices.items()}
-        self.plain = {name: tensor.to(device) for name, tensor in finished.plain().items() if name not in matrices}
+        self.matrices = [matrix.to(device) for matrix in matrices]
+        names = {member.name for matrix in matrices for member in matrix.members}
+        self.plain = {name: tensor.to(device) for name, tensor in finished.plain().items() if name not in names}
         norms = {norm.name for layer in spec.layers for norm in (layer.input_norm, layer.mlp_norm)}
         norms.add(spec.final_norm.name)
         self.norm_gains = {
@@ -112,9 +126,7 @@ class FineTuning:
             yield {"params": values, "rate": rate}
 
     def _parameters(self) -> dict[str, torch.Tensor]:
-        found = {
-            f"{m}.{name}": value for m, matrix in self.matrices.items() for name, value in matrix.named_parameters()
-        }
+        found = {f"{m.name}.{name}": value for m in self.matrices for name, value in m.named_parameters()}
         return found | {f"{name}.norm_gains": value for name, value in self.norm_gains.items()}
 
     def run(self, title: str, state: Path, note: Callable[[], str] = str) -> None:
@@ -141,10 +153,10 @@ class FineTuning:
         A CPU takes one window at a time: gradients by dense weights are summed before they go to the parameters.
         """
         windows, steps = self._batch(number), self.training.steps
-        for matrix in self.matrices.values():
+        for matrix in self.matrices:
             matrix.advance(number / steps)
         weights = self._dense()
-        trained = self._trained()
+        trained = [*self.norm_gains, *(member.name for matrix in self._trained() for member in matrix.members)]
         for name in trained:
             weights[name].requires_grad_()
         total = torch.zeros((), device=windows.device)
@@ -154,9 +166,7 @@ class FineTuning:
             total += loss.detach()
         if self.training.clip:
             torch.nn.utils.clip_grad_norm_([weights[name] for name in trained], self.training.clip)
-        for name in trained:
-            self._made(name).backward(weights[name].grad)  # type: ignore[no-untyped-call]
-            weights[name].grad = None
+        self._take_gradients({name: weights[name].grad for name in trained})
         for group in self.adam.param_groups:
             group["lr"] = group["rate"] * _rate(number, steps)
         self.adam.step()
@@ -181,24 +191,27 @@ class FineTuning:
             chosen.append(self.windows[int(torch.randperm(count, generator=random)[position % count])])
         return torch.stack(chosen)
 
-    def _trained(self) -> list[str]:
-        return [*self.norm_gains, *(n for n, matrix in self.matrices.items() if any(True for _ in matrix.parameters()))]
+    def _trained(self) -> list[Trainable]:
+        return [matrix for matrix in self.matrices if any(True for _ in matrix.parameters())]
 
-    def _made(self, name: str) -> torch.Tensor:
-        """A weight as the checkpoint stores it, from what is trained."""
-        with torch.enable_grad():
-            if name in self.norm_gains:
-                return self.plain[name] * self.norm_gains[name]
-            dense: torch.Tensor = self.matrices[name]()
-            return dense.T if name in self.transposed else dense
+    def _take_gradients(self, gradients: dict[str, torch.Tensor]) -> None:
+        """From gradients by dense weights to those by parameters."""
+        for name, gains in self.norm_gains.items():
+            gains.grad = gradients.pop(name) * self.plain[name]
+        for matrix in self._trained():
+            parts = [gradients.pop(member.name) for member in matrix.members]
+            turned = matrix.name in self.transposed
+            gradient = torch.cat([part.T if turned else part for part in parts]) if turned or parts[1:] else parts[0]
+            with torch.enable_grad():
+                matrix().backward(gradient)
 
     @torch.no_grad()
     def _dense(self) -> dict[str, torch.Tensor]:
         """All weights of the model by name, without a graph."""
         found = dict(self.plain)
-        for name, matrix in self.matrices.items():
-            dense = matrix()
-            found[name] = dense.T if name in self.transposed else dense
+        for matrix in self.matrices:
+            for member, dense in zip(matrix.members, matrix().split(matrix.members[0].shape[0]), strict=True):
+                found[member.name] = dense.T if member.name in self.transposed else dense
         return found | {name: self.plain[name] * gains for name, gains in self.norm_gains.items()}
 
     def _loss(self, weights: dict[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
@@ -223,7 +236,7 @@ class FineTuning:
     @torch.no_grad()
     def results(self) -> tuple[dict[str, CompressedTensor], dict[str, torch.Tensor]]:
         """Compressed matrices and plain tensors, as `Finished.replace` takes them."""
-        compressed = {name: matrix.tensor() for name, matrix in self.matrices.items()}
+        compressed = {tensor.name: tensor for matrix in self.matrices for tensor in matrix.tensors()}
         plain = {name: (self.plain[name] * gains).cpu() for name, gains in self.norm_gains.items()}
         for name in [name for name, tensor in compressed.items() if isinstance(tensor.encoding, Dense)]:
             dense = torch.from_numpy(compressed.pop(name).dequantize())
@@ -238,7 +251,7 @@ class FineTuning:
 
     def _carried(self) -> dict[str, torch.Tensor]:
         """What matrices carry from step to step that is no parameter."""
-        return {f"{m}.{name}": value for m, matrix in self.matrices.items() for name, value in matrix.carried().items()}
+        return {f"{m.name}.{name}": value for m in self.matrices for name, value in m.carried().items()}
 
     def save(self, path: Path, step: int) -> None:
         """Parameters, Adam's moments, and what matrices carry, after `step` steps."""

@@ -6,10 +6,13 @@ and gradients pass straight through (Bengio, Léonard, Courville 2013, arXiv:130
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from edge.compress.grid import FittedGrid, grouped
+from edge.compress.joined import Member, split
 from edge.compress.straight_through import coded, dequantize_rounded, straight
 from edge.core.weight import Affine, Codebook, CompressedTensor, Dense
 
@@ -22,6 +25,16 @@ class Trainable(nn.Module):
     def __init__(self, tensor: CompressedTensor) -> None:
         super().__init__()
         self.name, self.shape, self.encoding = tensor.name, tensor.shape, tensor.encoding
+        self.members = [Member(tensor.name, tensor.shape, tensor.encoding)]
+
+    def joining(self, tensors: Sequence[CompressedTensor]) -> Trainable:
+        """Say which matrices the one is that this was made of, by `join`. Returns itself."""
+        self.members = [Member(tensor.name, tensor.shape, tensor.encoding) for tensor in tensors]
+        return self
+
+    def tensors(self) -> list[CompressedTensor]:
+        """What the parameters stand for now, matrix by matrix."""
+        return split(self.tensor(), self.members)
 
     def tensor(self) -> CompressedTensor:
         """What the parameters stand for now."""

@@ -13,8 +13,9 @@ without. The step comes last and takes no tensors.
 
 from __future__ import annotations
 
-from edge.compress.fine_tuning import FineTuning, Training
+from edge.compress.fine_tuning import FineTuning, Training, together
 from edge.compress.finish import Finished
+from edge.compress.joined import join
 from edge.compress.trainable import trainable
 
 CALIBRATED = TRAINED = True
@@ -35,8 +36,7 @@ class Options(Training, frozen=True, forbid_unknown_fields=True):
 
 def finish(finished: Finished, options: Options) -> None:
     """Tune the model and write it again."""
-    compressed = finished.compressed()
-    matrices = {name: trainable(tensor, rounding=options.rounding) for name, tensor in compressed.items()}
+    matrices = together(finished.compressed(), options, lambda alike: trainable(join(alike), rounding=options.rounding))
     tuning = FineTuning(finished, options, matrices, {"offsets": options.rounding_rate})
     state = finished.folder / STATE
     tuning.run("Tuning end to end", state)

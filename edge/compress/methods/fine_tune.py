@@ -7,9 +7,10 @@ after all steps that compress.
 
 from __future__ import annotations
 
-from edge.compress.fine_tuning import FineTuning, Training
+from edge.compress.fine_tuning import FineTuning, Training, together
 from edge.compress.finish import Finished
-from edge.compress.trainable import Trainable, TrainableDense, trainable
+from edge.compress.joined import join
+from edge.compress.trainable import TrainableDense, trainable
 
 CALIBRATED = TRAINED = STANDS_ALONE = True
 STATE = ".fine-tune.safetensors"
@@ -31,14 +32,12 @@ class Options(Training, frozen=True, forbid_unknown_fields=True):
 def finish(finished: Finished, options: Options) -> None:
     """Train the model and write it again."""
     checkpoint = finished.checkpoint
-    matrices: dict[str, Trainable] = {
-        name: trainable(tensor, rounding=False) for name, tensor in finished.compressed().items()
-    }
+    matrices = together(finished.compressed(), options, lambda alike: trainable(join(alike), rounding=False))
     plain = finished.plain()
     for name, _ in checkpoint.spec.matrices():
         if name in plain:
             weight = plain[name].T if name in checkpoint.spec.transposed else plain[name]
-            matrices[name] = TrainableDense(name, weight.contiguous())
+            matrices.append(TrainableDense(name, weight.contiguous()))
     tuning = FineTuning(finished, options, matrices, {"weight": options.weight_rate})
     state = finished.folder / STATE
     tuning.run("Fine-tuning", state)

@@ -94,6 +94,21 @@ def test_a_killed_training_gives_the_same_bytes(method, model, text, tmp_path, m
         assert path.read_bytes() == (killed / path.name).read_bytes()
 
 
+@pytest.mark.parametrize("method", ["dkm", "edkm", "gptq"])
+def test_matrices_alike_are_trained_together_to_the_same_model(method, model, text, tmp_path, monkeypatch):
+    training = QUICK.replace("weight_rate", "rounding_rate") if method == "gptq" else QUICK
+    steps = step(method, f"bits = 3, group_size = 32{'' if method == 'gptq' else ', ' + training}")
+    steps += step("end-to-end", training) if method == "gptq" else ""
+    one_by_one = run(model, text, steps, tmp_path / "apart")
+    monkeypatch.setitem(fine_tuning.WEIGHTS_TOGETHER, "cpu", 20_000)
+    together = run(model, text, steps, tmp_path / "together")
+    first, second = open_checkpoint(one_by_one), open_checkpoint(together)
+    assert first.encodings == second.encodings
+    for name in first.encodings:
+        a, b = (checkpoint.matrix(name).dequantize() for checkpoint in (first, second))
+        assert np.abs(a - b).max() < 0.02 * np.abs(a).max() or (a != b).mean() < 0.01
+
+
 SETTINGS = [
     {"bits": 3, "table_rows": 8},
     {"bits": 4, "scale": "group", "group_size": 64, "table_columns": 128},
