@@ -64,9 +64,6 @@ class ClusteredMatrix(Trainable):
         first, last = self.temperatures
         self.temperature = first * (last / first) ** done
 
-    def carried(self) -> dict[str, torch.Tensor]:
-        return {} if self.soft is None else {"tables": self.tables}
-
     def forward(self) -> torch.Tensor:
         blocks = blocked(self.points, self.book)
         if self.hard:

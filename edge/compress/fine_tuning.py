@@ -250,11 +250,12 @@ class FineTuning:
             left.unlink(missing_ok=True)
 
     def _carried(self) -> dict[str, torch.Tensor]:
-        """What matrices carry from step to step that is no parameter."""
-        return {f"{m.name}.{name}": value for m in self.matrices for name, value in m.carried().items()}
+        """What else the model depends on."""
+        found = {f"{m.name}.{name}": value for m in self.matrices for name, value in m.carried().items()}
+        return found | {f"{name}.norm": self.plain[name] for name in self.norm_gains}
 
     def save(self, path: Path, step: int) -> None:
-        """Parameters, Adam's moments, and what matrices carry, after `step` steps."""
+        """Parameters, Adam's moments, and what parameters are relative to, after `step` steps."""
         found = {"step": torch.tensor(step)} | {f"{name}:carried": value for name, value in self._carried().items()}
         for name, value in self._parameters().items():
             state = self.adam.state[value]

@@ -44,8 +44,11 @@ class Trainable(nn.Module):
         """A step begins, after the share `done` of all steps."""
 
     def carried(self) -> dict[str, torch.Tensor]:
-        """What goes from step to step beside the parameters: a run that was killed goes on with it."""
-        return {}
+        """What a run that was killed needs beside the parameters: what they are relative to, and what moves with them.
+
+        The files that it was read from may have been replaced already, in part.
+        """
+        return dict(self.named_buffers())
 
 
 def trainable(tensor: CompressedTensor, *, rounding: bool) -> Trainable:

@@ -1,4 +1,4 @@
-"""eDKM: `dkm` with a fraction of its memory.
+"""eDKM: trains clusters as `dkm` does, with a fraction of the memory.
 
 Cho, Alizadeh-Vahid, Fu, Adya, Rastegari and others: "eDKM: An Efficient and Accurate Train-time Weight Clustering for
 Large Language Models", 2023, arXiv:2309.00964. Soft assignment works on weights of 16 bits: equal ones have equal rows

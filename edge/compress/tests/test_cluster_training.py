@@ -9,6 +9,7 @@ from edge.compress.cluster_training import ClusterTraining
 from edge.compress.clustered_matrix import ClusteredMatrix
 from edge.compress.clustering.soft import soft_assign
 from edge.compress.methods import dkm, kmeans
+from edge.compress.partial import PartialModel
 from edge.compress.run import compress
 from edge.core.errors import UsageError
 from edge.core.recipe import parse_recipe
@@ -75,19 +76,29 @@ def test_training_beats_kmeans_at_the_same_size(method, training, plain, model, 
     assert not [path for path in tuned.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("method", ["edkm", "fine-tune"])
-def test_a_killed_training_gives_the_same_bytes(method, model, text, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "written"), [("dkm", 4), ("edkm", 6), ("fine-tune", 6)], ids=["steps", "storing", "storing, dense"]
+)
+def test_a_killed_training_gives_the_same_bytes(method, written, model, text, tmp_path, monkeypatch):
+    """Killed between steps, and while the four units, written by k-means already, are replaced."""
     steps = step(method, QUICK)
     whole = run(model, text, steps, tmp_path / "whole")
-    take = fine_tuning.FineTuning.step
+    take, write, units = fine_tuning.FineTuning.step, PartialModel.write, []
 
-    def dies(self, number):
-        if number == 3:
+    def step_or_die(self, number):
+        if written == 4 and number == 3:
             raise KeyboardInterrupt
         return take(self, number)
 
+    def write_or_die(self, *unit):
+        if len(units) == written:
+            raise KeyboardInterrupt
+        units.append(unit)
+        write(self, *unit)
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(fine_tuning.FineTuning, "step", dies)
+        patch.setattr(fine_tuning.FineTuning, "step", step_or_die)
+        patch.setattr(PartialModel, "write", write_or_die)
         run(model, text, steps, tmp_path / "killed")
     killed = run(model, text, steps, tmp_path / "killed")
     for path in sorted(whole.glob("*.safetensors")):
