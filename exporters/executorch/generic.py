@@ -19,7 +19,7 @@ from edge.exporters.executorch.lower import ALIGNMENT, PAGE, layers_of_instructi
 from edge.exporters.executorch.program import ProgramFile
 from edge.exporters.executorch.slow_path import slow_nodes
 from edge.kernels.executorch_ops import executorch_version
-from edge.kernels.pack import supported, unpack
+from edge.kernels.pack import as_packed, supported, unpack
 from edge.models.checkpoint import Checkpoint
 
 __all__ = ["codes_equal", "slow_nodes", "write", "write_samples"]
@@ -102,7 +102,7 @@ def codes_equal(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> boo
 def _same(stored: CompressedTensor, checkpoint: Checkpoint, name: str) -> bool:
     if name not in checkpoint.encodings:
         return False
-    wanted = checkpoint.matrix(name)
+    wanted = as_packed(checkpoint.matrix(name))
     same_kind = (stored.encoding, stored.shape) == (wanted.encoding, wanted.shape)
     return same_kind and all(np.array_equal(stored.parts[part], wanted.parts[part]) for part in wanted.parts)
 

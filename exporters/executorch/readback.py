@@ -12,7 +12,7 @@ from edge.core.weight import CompressedTensor, Dense
 from edge.exporters.executorch import builtin
 from edge.exporters.executorch.products import matrices
 from edge.exporters.executorch.program import Array, ProgramFile
-from edge.kernels.pack import unpack
+from edge.kernels.pack import as_packed, unpack
 from edge.models.checkpoint import Checkpoint
 
 
@@ -53,7 +53,7 @@ class _Stored:
             rows = builtin.stored_rows(wanted)
             looked_up = all(any(np.array_equal(c, array) for c in constants) for array in rows)
             return looked_up or all(self._program.has(array, prefix) for prefix, array in builtin.stored(wanted))
-        return any(c.dtype == np.uint8 and _equal(unpack(c), wanted) for c in constants if c.ndim == 1)
+        return any(c.dtype == np.uint8 and _equal(unpack(c), as_packed(wanted)) for c in constants if c.ndim == 1)
 
 
 def _equal(stored: CompressedTensor, wanted: CompressedTensor) -> bool:

@@ -13,6 +13,7 @@ from edge.core.errors import EdgeError
 from edge.core.weight import CompressedTensor, Dense
 from edge.exporters._fusion import fused_linears
 from edge.exporters.onnx.linear import operators
+from edge.kernels.pack import as_packed
 from edge.models.checkpoint import Checkpoint
 
 
@@ -46,7 +47,7 @@ def stored(
         return False
     constants = [v.const_value.numpy() if v is not None and v.const_value is not None else None for v in node.inputs]
     try:
-        return equal(module.read(node.op_type, constants, wanted), wanted)
+        return equal(module.read(node.op_type, constants, wanted), as_packed(wanted))
     except EdgeError:  # the packed bytes don't add up, or have another shape
         return False
 

@@ -202,3 +202,26 @@ def test_what_the_engine_cannot_run_is_refused(changes: Any, context: int, code:
         write(checkpoint, tmp_path, kernels="builtin", context_length=context)
     assert caught.value.code == code
     assert not (tmp_path / MODEL).exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bits": 1},
+        {"bits": 3, "scale": "group", "table_rows": 1},
+        {"bits": 6, "group_size": 0},
+        {"bits": 8, "table_rows": 16},
+        {"bits": 4, "dim": 4, "group_size": 128},
+    ],
+    ids=str,
+)
+def test_clusters_of_every_kind(options: dict[str, Any], tmp_path: Path) -> None:
+    """Tables that kernels look up, and those that they hold as 8-bit codes."""
+    model = tiny_model("llama", tmp_path / "model", num_hidden_layers=1)
+    recipe = Recipe([Step("kmeans", options)], activations="f32")
+    checkpoint = open_checkpoint(compress(model, recipe, tmp_path / "small"))
+    bundle = exported(checkpoint, tmp_path / "bundle", "edge")
+    assert codes_equal(checkpoint, bundle.path, bundle.manifest)
+    found = logits_of(open_session(bundle, SessionOptions(threads=1)))
+    expected = logits_of(open_folder(checkpoint, CONTEXT))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())

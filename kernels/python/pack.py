@@ -22,7 +22,7 @@ from edge.kernels.packed_header import (
     write_header,
 )
 
-__all__ = ["Bytes", "Layout", "pack", "read_layout", "supported", "unpack"]
+__all__ = ["Bytes", "Layout", "as_packed", "pack", "read_layout", "supported", "unpack"]
 
 
 class Layout(NamedTuple):
@@ -53,7 +53,7 @@ def pack(tensor: CompressedTensor) -> Bytes:
     if reason := supported(tensor.encoding):
         raise UsageError("kernels.encoding", f"{tensor.name}: {reason}", "change the recipe for this tensor")
     tensor.check()
-    tensor = _folded(tensor)
+    tensor = as_packed(tensor)
     layout = Layout(*tensor.shape, cast(Compressed, tensor.encoding))
     check_limits(*layout)
     payload = _codec(layout.encoding).write(tensor.parts, *layout)
@@ -85,8 +85,11 @@ def read_layout(packed: Bytes) -> Layout:
     return layout
 
 
-def _folded(tensor: CompressedTensor) -> CompressedTensor:
-    """A table too large to look up, with its entries for codes: these fit 8 bits, as int8 entries have no -128."""
+def as_packed(tensor: CompressedTensor) -> CompressedTensor:
+    """What `unpack` makes of the packed tensor: itself, unless its table is too large to look up.
+
+    Then it has the entries for codes: these fit 8 bits, as int8 entries have no -128.
+    """
     book = tensor.encoding
     if not isinstance(book, Codebook) or book.bits <= MAX_TABLE_BITS:
         return tensor
