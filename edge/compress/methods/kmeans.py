@@ -74,7 +74,8 @@ def compress(
     sensitivity = _sensitivity(name, options, inputs)
     points, scales = normalized(weight, encoding)
     fit = partial(fit_tables, encoding=encoding, pinned_zero=is_pruned(weight), seed=options.seed)
-    for _ in range(options.rounds):
+    absorbed = options.table_rows == 1 and options.scale == "row" and not options.table_columns
+    for _ in range(0 if absorbed else options.rounds):  # a row's own table has any scale that it could get
         importance = sensitivity * spread(scales, encoding, columns) ** 2
         tables = fit(points, importance=importance)
         values = reconstructed(tables, assign(points, tables, encoding, importance), encoding)
