@@ -27,7 +27,7 @@ from edge.compress.joined import alike
 from edge.compress.self_generated import self_generated
 from edge.compress.trainable import Trainable
 from edge.core.console import info, progress
-from edge.core.errors import EdgeError, UsageError
+from edge.core.errors import EdgeError
 from edge.core.files import write_atomic
 from edge.core.weight import CompressedTensor, Dense
 from edge.models.torch_model import build_model, empty_model
@@ -85,8 +85,6 @@ class FineTuning:
     def __init__(
         self, finished: Finished, training: Training, matrices: Sequence[Trainable], rates: Mapping[str, float]
     ) -> None:
-        if training.device == "cuda" and not torch.cuda.is_available():
-            raise UsageError("tuning.device", "torch sees no CUDA device here", 'leave device = "cuda" out')
         self.training, self.seed = training, finished.seed
         spec, device = finished.checkpoint.spec, training.device
         self.original = None

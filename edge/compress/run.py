@@ -63,11 +63,19 @@ def compress(
             f"{recipe.name} needs calibration, which walks through decoders only: this is {checkpoint.spec.model_type}"
         )
         raise EdgeError("compress.calibration", message, "use a recipe without calibration, such as int4 or int8")
+    _refuse_missing_device(planned)
     text = read_text(recipe.calibration, calibration_text) if planned.needs_text else None
     job = Job(original, checkpoint, recipe, planned, text)
     with atomic_folder(output, force=force, resume=True) as folder:
         job.run(folder)
     return output
+
+
+def _refuse_missing_device(planned: Plan) -> None:
+    """Now, not when the step that wants it has its turn."""
+    options = [task.options for task in planned.tasks.values()] + [options for _, _, options in planned.finishing]
+    if any(getattr(own, "device", "cpu") == "cuda" for own in options) and not torch.cuda.is_available():
+        raise UsageError("compress.device", "torch sees no CUDA device here", 'leave device = "cuda" out')
 
 
 @dataclass
