@@ -1,5 +1,5 @@
-"""edge's own bundles: round to nearest in symmetric groups of 64, embedding and head at 4 bits; in ONNX Runtime unless
-the format says ExecuTorch.
+"""edge's own bundles: round to nearest in symmetric groups of 64, or clusters with scales for as many weights, so that
+both take the same bytes; embedding and head at 4 bits; in ONNX Runtime unless the format says ExecuTorch.
 """
 
 from __future__ import annotations
@@ -18,30 +18,36 @@ from edge.profiles.peers.command import run_edge
 from edge.profiles.peers.engines import Conversation, Model
 
 FORMATS = ("4 bits", "3 bits", "2 bits", "4 bits executorch", "3 bits executorch", "2 bits executorch")
+FORMATS += ("3 bits clusters", "3 bits clusters executorch")
 
 
 RECIPE = """
 schema = 1
-name = "rtn{bits}"
+name = "{method}{bits}"
+[[steps]]
+method = "{method}"
+options = {{{options}bits = {bits}, group_size = 64}}
+rules = [{{module = "embedding", exclude = true}}, {{module = "head", exclude = true}}]
 [[steps]]
 method = "rtn"
-options = {{bits = {bits}, group_size = 64}}
-rules = [{{module = "embedding", options = {{bits = 4}}}}, {{module = "head", options = {{bits = 4}}}}]
+options = {{bits = 4, group_size = 64}}
 """
 
 
 def prepare(model: Model, format: str) -> Path:
     """The bundle with our kernels."""
-    return bundle(model, format[0], "executorch" if "executorch" in format else "onnx", "edge")
+    runtime = "executorch" if "executorch" in format else "onnx"
+    return bundle(model, format[0], runtime, "edge", clusters="clusters" in format)
 
 
-def bundle(model: Model, bits: str, runtime: str, kernels: str) -> Path:
+def bundle(model: Model, bits: str, runtime: str, kernels: str, *, clusters: bool = False) -> Path:
     """A bundle of the model at these bits, exported again where the exporters or the kernels have changed since."""
-    small = model.work / "edge" / f"{bits}-bits"
+    small = model.work / "edge" / f"{bits}-bits{'-clusters' if clusters else ''}"
     if not small.exists():
         small.parent.mkdir(parents=True, exist_ok=True)
         recipe = small.with_suffix(".toml")
-        recipe.write_text(RECIPE.format(bits=bits))
+        method, options = ("kmeans", 'scale = "group", rounds = 0, ') if clusters else ("rtn", "")
+        recipe.write_text(RECIPE.format(bits=bits, method=method, options=options))
         run_edge("compress", str(model.folder), "-r", str(recipe), "-o", str(small))
     kind = "bundle" if (runtime, kernels) == ("onnx", "edge") else f"{runtime}-{kernels}-bundle"
     path = small.with_name(f"{small.name}-{kind}")
