@@ -144,6 +144,7 @@ class Job:
             self.recipe = found.recipe
             spec = self.checkpoint.spec
             self.plan = plan(self.recipe, spec.matrices(), tied=bool(spec.tied_copies))
+            _refuse_missing_device(self.plan)
 
     def _find_gradients(self, folder: Path, windows: torch.Tensor) -> None:
         """Those that steps ask for, before anything is compressed."""
