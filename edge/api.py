@@ -22,6 +22,7 @@ from edge.core.session import Sampling, Session, SessionOptions, generate
 from edge.core.target import Kernels, KvCacheType, Task
 
 if TYPE_CHECKING:
+    from edge.compress.finish import TaskLoss
     from edge.models.checkpoint import Checkpoint
     from edge.models.forward import ImageModel, TextModel
     from edge.profiles.compare import Comparison
@@ -42,12 +43,17 @@ def compress(
     *,
     calibration_text: str | Path | None = None,
     force: bool = False,
+    task_loss: TaskLoss | None = None,
 ) -> Path:
-    """Compress a checkpoint (folder, hub id or GGUF) with a recipe (preset, TOML file or `Recipe`) into a folder."""
+    """Compress a checkpoint (folder, hub id or GGUF) with a recipe (preset, TOML file or `Recipe`) into a folder.
+
+    task_loss: a function of logits [windows, length, vocabulary] and token ids [windows, length] that steps which train
+    lower in the place of next-token cross entropy.
+    """
     from edge.compress.run import compress as run
 
     text = Path(calibration_text) if calibration_text is not None else None
-    return run(source, recipe, Path(output), calibration_text=text, force=force)
+    return run(source, recipe, Path(output), calibration_text=text, force=force, task_loss=task_loss)
 
 
 def export(

@@ -4,8 +4,9 @@ Dense weights are made without a graph; once their gradients are known, matrix a
 takes its own (Chen, Xu, Zhang, Guestrin: "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174): whatever
 a matrix saves for its gradient is in memory for one matrix at a time.
 
-The loss is next-token cross entropy on the text, the divergence KL(original || tuned) of the next token's distribution
-(Hinton, Vinyals, Dean: "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, at temperature 1), or a mix.
+The loss is next-token cross entropy on the text or the caller's own (`task_loss`), the divergence KL(original || tuned)
+of the next token's distribution (Hinton, Vinyals, Dean: "Distilling the Knowledge in a Neural Network",
+arXiv:1503.02531, at temperature 1), or a mix.
 """
 
 from __future__ import annotations
@@ -75,6 +76,11 @@ def together(
     return [make(group).joining(group) for group in groups]
 
 
+def next_token_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Cross entropy in nats per token of logits [windows, length, vocabulary] by the tokens [windows, length] after."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+
 class FineTuning:
     """The model in training, the original where the loss needs it, and Adam's state.
 
@@ -86,6 +92,7 @@ class FineTuning:
         self, finished: Finished, training: Training, matrices: Sequence[Trainable], rates: Mapping[str, float]
     ) -> None:
         self.training, self.seed = training, finished.seed
+        self.task_loss = finished.task_loss or next_token_loss
         spec, device = finished.checkpoint.spec, training.device
         self.original = None
         if training.distillation or training.generated:
@@ -228,7 +235,7 @@ class FineTuning:
             answers = logits.flatten(0, 1).float().log_softmax(-1)
             loss = share * F.kl_div(answers, wanted, log_target=True, reduction="batchmean")
         if share < 1:
-            loss = loss + (1 - share) * F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+            loss = loss + (1 - share) * self.task_loss(logits, tokens)
         return loss
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,9 @@ from edge.core.weight import Compressed, CompressedTensor
 from edge.models.checkpoint import Checkpoint, CompressionSettings
 from edge.models.safetensors_store import SafetensorsStore
 from edge.models.stored import from_stored, stored_names
+
+TaskLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Logits [windows, length, vocabulary] and token ids [windows, length] to a scalar."""
 
 if TYPE_CHECKING:
     from edge.compress.run import Job
@@ -37,6 +40,11 @@ class Finished:
     own: Mapping[str, Any]
     _job: Job
     _partial: PartialModel
+
+    @property
+    def task_loss(self) -> TaskLoss | None:
+        """The caller's own loss, None for that of the next token."""
+        return self._job.task_loss
 
     def compressed(self) -> dict[str, CompressedTensor]:
         """All compressed matrices by name, rows by columns however the checkpoint stores them."""

@@ -18,7 +18,7 @@ import torch
 
 from edge import __version__
 from edge.compress.calibrate import CalibrationText, read_text, token_windows
-from edge.compress.finish import Finished
+from edge.compress.finish import Finished, TaskLoss
 from edge.compress.gradients import squared_gradients
 from edge.compress.layerwise import LayerwiseRun
 from edge.compress.method import Gradients, Inputs, Plan, plan, rewritten
@@ -44,10 +44,12 @@ def compress(
     *,
     calibration_text: Path | None = None,
     force: bool = False,
+    task_loss: TaskLoss | None = None,
 ) -> Path:
     """Compress the checkpoint at `source` and write a Hugging Face folder; return it.
 
     recipe: a preset's name, a TOML file or a `Recipe`. calibration_text goes before the file that the recipe names.
+    task_loss: what training steps lower in the place of next-token cross entropy; an interrupted run knows its name.
     A run that was interrupted goes on where it was when it is started again with the same inputs. Raises `EdgeError`.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
@@ -65,7 +67,7 @@ def compress(
         raise EdgeError("compress.calibration", message, "use a recipe without calibration, such as int4 or int8")
     _refuse_missing_device(planned)
     text = read_text(recipe.calibration, calibration_text) if planned.needs_text else None
-    job = Job(original, checkpoint, recipe, planned, text)
+    job = Job(original, checkpoint, recipe, planned, text, task_loss)
     with atomic_folder(output, force=force, resume=True) as folder:
         job.run(folder)
     return output
@@ -87,6 +89,7 @@ class Job:
     recipe: Recipe
     plan: Plan
     text: CalibrationText | None
+    task_loss: TaskLoss | None = None
     planning: Planning | None = None
     gradients: SafetensorsStore | None = None
 
@@ -185,7 +188,8 @@ class Job:
         text = self.text.sha256 if self.text else None
         resolved = {name: task.resolved for name, task in self.plan.tasks.items()}
         config = self._plain_config()
-        return job_key(self.checkpoint.sha256, config, self.recipe, resolved, text, tool_versions())
+        loss = self.task_loss and f"{self.task_loss.__module__}.{self.task_loss.__qualname__}"
+        return job_key(self.checkpoint.sha256, config, self.recipe, resolved, text, tool_versions(), loss)
 
     def _plain_config(self) -> dict[str, Any]:
         """The checkpoint's own configuration as JSON, without paths."""

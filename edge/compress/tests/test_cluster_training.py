@@ -237,3 +237,21 @@ def test_kmeans_begins_and_a_rule_may_choose_other_clusters(model, text, tmp_pat
     weight = torch.from_numpy(open_checkpoint(model).matrix(name).dequantize())
     start = dkm.compress(name, weight, ClusterTraining(bits=2))
     np.testing.assert_allclose(after.matrix(name).dequantize(), start.dequantize(), rtol=1e-3, atol=1e-6)
+
+
+def test_a_task_loss_of_the_callers_own(model, text, tmp_path):
+    """Here the task is to answer one token always, which no text teaches."""
+
+    def say(logits, tokens):
+        return -logits.float().log_softmax(-1)[..., 7].mean()
+
+    def likelihood(folder):
+        tokens = torch.tensor(tokenizer_of(folder)(TEXT)["input_ids"])[None, :128]
+        return -say(build_model(open_checkpoint(folder))(tokens).logits, tokens).item()
+
+    recipe = parse_recipe(HEAD + step("dkm", f'bits = 2, distillation = 0.0, assignment = "hard", {QUICK}'), "test")
+    tuned, plain = (
+        compress(model, recipe, tmp_path / name, calibration_text=text, task_loss=loss)
+        for name, loss in (("tuned", say), ("plain", None))
+    )
+    assert likelihood(tuned) > likelihood(plain) + 0.5
