@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edge.compress.clustering.soft import nearest_to_zero
 from edge.compress.clustering.tables import LARGEST, blocked, is_pruned, spread, unblocked
 from edge.compress.straight_through import straight
 from edge.compress.trainable import Trainable
@@ -54,7 +55,7 @@ class ClusteredMatrix(Trainable):
         self.register_buffer("tables", tables / self.top)
         pruned = is_pruned(weight)
         self.register_buffer("kept", weight != 0 if pruned else None)
-        self.register_buffer("zero", _nearest_to_zero(tables) if pruned else None)
+        self.register_buffer("zero", nearest_to_zero(tables) if pruned else None)
         self.register_buffer("first_codes", None)
         self.first_codes = self.codes()
         self._known: torch.Tensor | None = None
@@ -169,9 +170,3 @@ def _codes(points: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
     step = max(1, SCORES_AT_ONCE // (len(points) * entries.shape[1]))
     parts = [(some @ turned - norms).argmax(2).to(torch.uint8) for some in points.split(step, 1)]
     return torch.cat(parts, 1)
-
-
-def _nearest_to_zero(tables: torch.Tensor) -> torch.Tensor:
-    """Which entry [blocks, entries, 1] of each block is next to zero: one True a block."""
-    chosen = tables.square().sum(2, keepdim=True).argmin(1, keepdim=True)
-    return torch.zeros_like(tables[..., :1], dtype=torch.bool).scatter_(1, chosen, True)
