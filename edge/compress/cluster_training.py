@@ -13,6 +13,7 @@ from edge.compress.clustering.tables import ClusterOptions, is_pruned
 from edge.compress.fine_tuning import FineTuning, Training, together
 from edge.compress.finish import Finished
 from edge.compress.joined import join
+from edge.compress.method import Gradients, Inputs
 from edge.compress.methods import kmeans
 from edge.compress.trainable import Trainable, trainable
 from edge.core.console import info
@@ -25,11 +26,15 @@ class ClusterTraining(ClusterOptions, frozen=True, forbid_unknown_fields=True):
     number (squared weights in units of their scale's largest entry), with so many `iterations` of means in each step;
     `hard` takes the nearest entry, as what is stored does, and lets gradients pass straight through.
 
+    importance: what a weight's squared error counts in the k-means that begins: `none`, all alike, or `fisher`, the
+    squared gradient on calibration text, which begins far closer to the original.
+
     weight_rate: learning rate of weights in units of their scale's largest entry. steps, batch, learning_rate,
     distillation, clip, generated, save_minutes, device, arithmetic: as in end-to-end.
     """
 
     assignment: Literal["soft", "hard"] = "soft"
+    importance: Literal["none", "fisher"] = "none"
     temperature: tuple[float, float] = (1e-2, 1e-4)
     iterations: int = 1
     weight_rate: float = 1e-3
@@ -50,14 +55,20 @@ class ClusterTraining(ClusterOptions, frozen=True, forbid_unknown_fields=True):
             raise ValueError("temperatures are above 0, `iterations` at least 1, `weight_rate` at least 0")
 
     @property
+    def fisher(self) -> bool:
+        return self.importance == "fisher"
+
+    @property
     def training(self) -> Training:
         return Training(**{field: getattr(self, field) for field in Training.__struct_fields__})
 
 
-def first_clusters(name: str, weight: torch.Tensor, options: ClusterTraining) -> CompressedTensor:
+def first_clusters(
+    name: str, weight: torch.Tensor, options: ClusterTraining, inputs: Inputs | Gradients | None
+) -> CompressedTensor:
     """Clusters of a float32 matrix [rows, columns] by k-means."""
-    fields = {field: getattr(options, field) for field in ClusterOptions.__struct_fields__}
-    return kmeans.compress(name, weight, kmeans.Options(**fields, rounds=1))
+    fields = {field: getattr(options, field) for field in ("importance", *ClusterOptions.__struct_fields__)}
+    return kmeans.compress(name, weight, kmeans.Options(**fields, rounds=3 if options.fisher else 1), inputs)
 
 
 def train_clusters(finished: Finished, options: ClusterTraining, soft_assign: SoftAssign) -> None:

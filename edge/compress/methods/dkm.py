@@ -16,16 +16,18 @@ import torch
 from edge.compress.cluster_training import ClusterTraining, first_clusters, train_clusters
 from edge.compress.clustering.soft import soft_assign
 from edge.compress.finish import Finished
-from edge.compress.method import Inputs
+from edge.compress.method import Gradients, Inputs
 from edge.core.weight import CompressedTensor
 
 CALIBRATED, TRAINED = False, True
 Options = ClusterTraining
 
 
-def compress(name: str, weight: torch.Tensor, options: Options, inputs: Inputs | None = None) -> CompressedTensor:
-    """The clusters to begin with, of a float32 matrix [rows, columns]; `inputs` is not used."""
-    return first_clusters(name, weight, options)
+def compress(
+    name: str, weight: torch.Tensor, options: Options, inputs: Inputs | Gradients | None = None
+) -> CompressedTensor:
+    """The clusters to begin with, of a float32 matrix [rows, columns]."""
+    return first_clusters(name, weight, options, inputs)
 
 
 def finish(finished: Finished, options: Options) -> None:

@@ -19,7 +19,7 @@ from edge.compress.cluster_training import ClusterTraining, first_clusters, trai
 from edge.compress.clustering.saved_tensors import SavedTensors
 from edge.compress.clustering.uniquify import soft_assign_unique
 from edge.compress.finish import Finished
-from edge.compress.method import Inputs
+from edge.compress.method import Gradients, Inputs
 from edge.core.weight import CompressedTensor
 
 CALIBRATED, TRAINED = False, True
@@ -37,9 +37,11 @@ class Options(ClusterTraining, frozen=True, forbid_unknown_fields=True):
             raise ValueError('soft assignment of 16-bit weights is for dim 1: use dkm, or assignment = "hard"')
 
 
-def compress(name: str, weight: torch.Tensor, options: Options, inputs: Inputs | None = None) -> CompressedTensor:
-    """The clusters to begin with, of a float32 matrix [rows, columns]; `inputs` is not used."""
-    return first_clusters(name, weight, options)
+def compress(
+    name: str, weight: torch.Tensor, options: Options, inputs: Inputs | Gradients | None = None
+) -> CompressedTensor:
+    """The clusters to begin with, of a float32 matrix [rows, columns]."""
+    return first_clusters(name, weight, options, inputs)
 
 
 def finish(finished: Finished, options: Options) -> None:

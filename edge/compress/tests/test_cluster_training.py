@@ -65,7 +65,7 @@ def plain(model, text, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("method", "training"),
-    [("dkm", 'assignment = "hard"'), ("edkm", "offload = true")],
+    [("dkm", 'assignment = "hard"'), ("edkm", "offload = true"), ("edkm", 'importance = "fisher"')],
 )
 def test_training_beats_kmeans_at_the_same_size(method, training, plain, model, text, tmp_path):
     settings = f"bits = 2, distillation = 0.0, {training}, {QUICK}"
@@ -255,3 +255,21 @@ def test_a_task_loss_of_the_callers_own(model, text, tmp_path):
         for name, loss in (("tuned", say), ("plain", None))
     )
     assert likelihood(tuned) > likelihood(plain) + 0.5
+
+
+def test_squared_gradients_begin_closer_to_the_original(model, text, tmp_path):
+    """Without a step of training but the last rounding: a learning rate of 0."""
+    still = "bits = 2, steps = 1, weight_rate = 0.0, learning_rate = 0.0"
+    begun = [
+        run(
+            model,
+            text,
+            step("dkm", f'{still}, assignment = "hard", importance = "{importance}"'),
+            tmp_path / importance,
+        )
+        for importance in ("none", "fisher")
+    ]
+    tokens = torch.tensor(tokenizer_of(model)(TEXT)["input_ids"])[None, :256]
+    wanted, *found = (build_model(open_checkpoint(path))(tokens).logits[0].log_softmax(-1) for path in (model, *begun))
+    plain, weighted = (torch.nn.functional.kl_div(a, wanted, log_target=True, reduction="batchmean") for a in found)
+    assert weighted < plain
