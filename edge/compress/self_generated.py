@@ -43,10 +43,11 @@ def self_generated(model: nn.Module, windows: torch.Tensor, count: int, seed: in
 
 
 def _prompts(windows: torch.Tensor, count: int, random: torch.Generator) -> torch.Tensor:
-    """Some tokens [count, PROMPT_TOKENS] from anywhere in the text."""
+    """Some tokens [count, PROMPT_TOKENS] from anywhere in the text; fewer where half a window has fewer."""
+    length = min(PROMPT_TOKENS, -(-windows.shape[1] // 2))
     rows = torch.randint(len(windows), (count,), generator=random)
-    starts = torch.randint(windows.shape[1] - PROMPT_TOKENS + 1, (count,), generator=random)
-    return windows[rows[:, None], starts[:, None] + torch.arange(PROMPT_TOKENS)]
+    starts = torch.randint(windows.shape[1] - length + 1, (count,), generator=random)
+    return windows[rows[:, None], starts[:, None] + torch.arange(length)]
 
 
 def _sampled(model: nn.Module, prompts: torch.Tensor, length: int) -> torch.Tensor:

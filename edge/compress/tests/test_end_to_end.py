@@ -7,6 +7,7 @@ import torch
 from edge.compress import fine_tuning
 from edge.compress.methods import end_to_end
 from edge.compress.run import compress
+from edge.compress.self_generated import self_generated
 from edge.compress.trainable import trainable
 from edge.core.errors import UsageError
 from edge.core.recipe import parse_recipe
@@ -142,3 +143,11 @@ def test_tuning_on_text_that_the_model_writes_itself(model, text, tmp_path):
 
 def stored_files(folder):
     return [path.read_bytes() for path in sorted(folder.glob("*.safetensors"))]
+
+
+def test_short_windows_leave_room_to_write(model, tmp_path):
+    windows = torch.arange(12).view(2, 6)
+    found = self_generated(build_model(open_checkpoint(model)), windows, 3, 0, tmp_path / "state")
+    assert found.shape == (3, 6)
+    beginnings = {tuple(row[i : i + 3].tolist()) for row in windows for i in range(4)}
+    assert {tuple(row[:3].tolist()) for row in found} <= beginnings
