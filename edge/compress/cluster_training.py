@@ -30,7 +30,7 @@ class ClusterTraining(ClusterOptions, frozen=True, forbid_unknown_fields=True):
     squared gradient on calibration text, which begins far closer to the original.
 
     weight_rate: learning rate of weights in units of their scale's largest entry. steps, batch, learning_rate,
-    distillation, clip, generated, save_minutes, device, arithmetic: as in end-to-end.
+    distillation, clip, generated, save_minutes, device, arithmetic, compiled: as in end-to-end.
     """
 
     assignment: Literal["soft", "hard"] = "soft"
@@ -47,6 +47,7 @@ class ClusterTraining(ClusterOptions, frozen=True, forbid_unknown_fields=True):
     save_minutes: float = 5.0
     device: Literal["cpu", "cuda"] = "cpu"
     arithmetic: Literal["float32", "bfloat16"] = "float32"
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,6 +31,7 @@ from edge.core.console import info, progress
 from edge.core.errors import EdgeError
 from edge.core.files import write_atomic
 from edge.core.weight import CompressedTensor, Dense
+from edge.models.spec import Spec
 from edge.models.torch_model import build_model, empty_model
 
 BETAS = 0.9, 0.95
@@ -46,6 +47,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fall as a cosine. distillation: the weight between 0 and 1 of the divergence from the original model; the rest is
     next-token cross entropy. clip: the largest norm of the gradient by dense weights, 0 for none. generated: windows
     that the original model writes itself, beside those of the text. save_minutes: a killed run repeats this much.
+    compiled: layers and loss by torch.compile, which takes a minute and then pays on a GPU.
     """
 
     steps: int = 200
@@ -57,6 +59,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     save_minutes: float = 5.0
     device: Literal["cpu", "cuda"] = "cpu"
     arithmetic: Literal["float32", "bfloat16"] = "float32"
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch) < 1 or min(self.learning_rate, self.generated, self.clip) < 0:
@@ -81,6 +84,12 @@ def next_token_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
+def divergence(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """KL(wanted || answered) in nats per token of the next token's distribution, by logits [windows, length, vocabulary]"""
+    answered, wanted = (some.flatten(0, 1).float().log_softmax(-1) for some in (logits, wanted))
+    return F.kl_div(answered, wanted, log_target=True, reduction="batchmean")
+
+
 class FineTuning:
     """The model in training, the original where the loss needs it, and Adam's state.
 
@@ -99,6 +108,9 @@ class FineTuning:
             self.original = build_model(finished.original).to(device)
         self.windows = self._texts(finished).to(device)
         self.model = empty_model(finished.checkpoint.config, spec)
+        self.divergence = divergence
+        if training.compiled:
+            self._compile(spec)
         self.tied, self.transposed = spec.tied_copies, spec.transposed
         self.matrices = [matrix.to(device) for matrix in matrices]
         names = {member.name for matrix in matrices for member in matrix.members}
@@ -113,6 +125,13 @@ class FineTuning:
         for name, buffer in self.model.named_buffers():
             self.plain.setdefault(name, buffer.to(device))
         self.adam = torch.optim.Adam(list(self._groups(rates)), betas=BETAS, fused=True)
+
+    def _compile(self, spec: Spec) -> None:
+        """Layers one by one: all are the same code, so that it is compiled once."""
+        for model in filter(None, (self.model, self.original)):
+            for layer in spec.layers:
+                model.get_submodule(layer.name).compile()
+        self.divergence = torch.compile(divergence)
 
     def _texts(self, finished: Finished) -> torch.Tensor:
         """Token ids [windows, tokens]."""
@@ -229,11 +248,10 @@ class FineTuning:
             if share:
                 assert self.original is not None
                 with torch.no_grad():
-                    wanted = self.original(**call).logits.flatten(0, 1).float().log_softmax(-1)
+                    wanted = self.original(**call).logits
         loss = torch.zeros((), device=tokens.device)
         if share:
-            answers = logits.flatten(0, 1).float().log_softmax(-1)
-            loss = share * F.kl_div(answers, wanted, log_target=True, reduction="batchmean")
+            loss = share * self.divergence(logits, wanted)
         if share < 1:
             loss = loss + (1 - share) * self.task_loss(logits, tokens)
         return loss
