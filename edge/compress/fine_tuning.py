@@ -85,7 +85,7 @@ def next_token_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def divergence(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """KL(wanted || answered) in nats per token of the next token's distribution, by logits [windows, length, vocabulary]"""
+    """KL(wanted || answered) of the next token, in nats per token, by logits [windows, length, vocabulary]."""
     answered, wanted = (some.flatten(0, 1).float().log_softmax(-1) for some in (logits, wanted))
     return F.kl_div(answered, wanted, log_target=True, reduction="batchmean")
 
