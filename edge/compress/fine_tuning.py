@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save
 from torch.func import functional_call
 
 from edge.compress.finish import Finished
+from edge.compress.freed_memory import keep_freed_memory
 from edge.compress.joined import alike
 from edge.compress.self_generated import self_generated
 from edge.compress.trainable import Trainable
@@ -47,7 +48,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fall as a cosine. distillation: the weight between 0 and 1 of the divergence from the original model; the rest is
     next-token cross entropy. clip: the largest norm of the gradient by dense weights, 0 for none. generated: windows
     that the original model writes itself, beside those of the text. save_minutes: a killed run repeats this much.
-    compiled: layers and loss by torch.compile, which takes a minute and then pays on a GPU.
+    compiled: layers and loss by torch.compile, which takes a minute and then pays, most of all on a GPU.
     """
 
     steps: int = 200
@@ -101,6 +102,8 @@ class FineTuning:
         self, finished: Finished, training: Training, matrices: Sequence[Trainable], rates: Mapping[str, float]
     ) -> None:
         self.training, self.seed = training, finished.seed
+        if training.device == "cpu":
+            keep_freed_memory()
         self.task_loss = finished.task_loss or next_token_loss
         spec, device = finished.checkpoint.spec, training.device
         self.original = None

@@ -1,5 +1,8 @@
 """Tuning of a whole compressed model: it comes closer to the original, can be killed, and stores what it trained."""
 
+import functools
+from unittest.mock import Mock
+
 import msgspec
 import pytest
 import torch
@@ -151,3 +154,17 @@ def test_short_windows_leave_room_to_write(model, tmp_path):
     assert found.shape == (3, 6)
     beginnings = {tuple(row[i : i + 3].tolist()) for row in windows for i in range(4)}
     assert {tuple(row[:3].tolist()) for row in found} <= beginnings
+
+
+def test_compiled_layers_learn_the_same(model, text, tmp_path, monkeypatch):
+    # What the compiler's back end makes of it is the same code, and takes most of a minute.
+    compiler = Mock(side_effect=functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", compiler)
+    folders = []
+    for compiled in ("false", "true"):
+        recipe = TUNED.replace("steps = 30", f"steps = 3, compiled = {compiled}")
+        folders.append(run(model, text, recipe, tmp_path / compiled))
+    name = next(iter(open_checkpoint(folders[0]).encodings))
+    plain, compiled = (open_checkpoint(folder).matrix(name).dequantize() for folder in folders)
+    assert abs(plain - compiled).max() < 1e-2 * abs(plain).max()
+    assert compiler.call_count == 2 * len(open_checkpoint(model).spec.layers) + 1
