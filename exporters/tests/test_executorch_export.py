@@ -84,6 +84,22 @@ def test_int8_activations_and_caches_give_onnx_runtimes_bits(kv_cache: str, tmp_
     assert np.array_equal(logits_of(open_session(ours, ONE_THREAD)), logits_of(open_onnx(other, ONE_THREAD)))
 
 
+def test_clusters_of_every_width_give_onnx_runtimes_bits(tmp_path: Path) -> None:
+    # Matrices with one input have one encoding each: only they are edge's operators and nothing else.
+    widths = {"0.self_attn.[qkv]": (1, 1), "0.mlp.[gu]": (6, 1), "0.mlp.d": (8, 1)}
+    widths |= {"1.self_attn.[qkv]": (3, 2), "1.mlp.[gu]": (4, 4), "1.mlp.d": (2, 1)}
+    rules = [Rule(name=f"model.layers.{at}*", options={"bits": b, "dim": d}) for at, (b, d) in widths.items()]
+    recipe = Recipe([Step("kmeans", {"bits": 3, "group_size": 0}, rules)])
+    checkpoint = open_checkpoint(compress(tiny_model("llama", tmp_path / "model"), recipe, tmp_path / "small"))
+    assert {encoding.bits for encoding in checkpoint.encodings.values()} == {1, 2, 3, 4, 6, 8}
+    ours = exported(checkpoint, tmp_path / "pte")
+    assert executorch.codes_equal(checkpoint, ours.path, ours.manifest)
+    found = logits_of(open_session(ours, ONE_THREAD))
+    assert mean_kl(logits_of(open_folder(checkpoint, CONTEXT)), found) < 1e-3
+    other = exported(checkpoint, tmp_path / "onnx", module=onnx)
+    assert np.array_equal(found, logits_of(open_onnx(other, ONE_THREAD)))
+
+
 @pytest.mark.parametrize("family", ["qwen3", "phi3"])
 def test_standard_operators_compute_what_was_compressed(family: str, tmp_path: Path) -> None:
     """XNNPACK rounds activations by a scale and a zero point per token, and group scales to bfloat16."""
