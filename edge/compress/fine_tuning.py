@@ -12,6 +12,7 @@ arXiv:1503.02531, at temperature 1), or a mix.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -131,6 +132,9 @@ class FineTuning:
 
     def _compile(self, spec: Spec) -> None:
         """Layers one by one: all are the same code, so that it is compiled once."""
+        if self.training.device == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+            message = "`compiled` needs a C++ compiler, and there is none"
+            raise EdgeError("tuning.compiler", message, "install one, such as g++, or leave `compiled` out")
         for model in filter(None, (self.model, self.original)):
             for layer in spec.layers:
                 model.get_submodule(layer.name).compile()
