@@ -12,7 +12,7 @@ def keep_freed_memory() -> None:
     """From now on, where the C library is glibc; elsewhere nothing happens.
 
     By default every tensor over 32 MB is a mapping of its own, whose pages the system zeroes one by one: a third of the
-    time of a training step on a CPU. The most memory that is in use at a time stays the same.
+    time of a training step on a CPU. It costs a tenth more memory, which lies between what is in use.
     """
     if sys.platform != "linux":
         return
